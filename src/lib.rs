@@ -1,0 +1,7 @@
+//! `coproc` runs WebAssembly functions next to a Kafka-compatible log, each record exactly once.
+//!
+//! The floors, from the ground up; arrows point down only, and a test checks it (`tests/layering.rs`):
+//! `core` ← `ports` ← adapters (`log`, `wasm`, …) and `control`, `node` ← `cli`. See `docs/architecture.md`.
+
+pub mod core;
+pub mod ports;

@@ -1,0 +1,739 @@
+//! The few traits that the runtime needs from the world: what a log, a guest, a module store are to it.
+//!
+//! All of them are synchronous. A lane is one OS thread and its log client blocks; everything else that waits
+//! does so on a thread of its own. Implementations live in the adapters; `control` and `node` are written
+//! against these traits, and the simulation implements them in memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use crate::core::deployment::{Delivery, StartOffset};
+use crate::core::digest::Digest;
+use crate::core::disposition::Disposition;
+use crate::core::ledger::{Ledger, TopicPartition};
+use crate::core::names::{ConsumerGroup, TopicName};
+use crate::core::partitioner::Partitioner;
+use crate::core::record::{Batch, Offset, Outputs, Record, TimestampMs};
+
+// ---------------------------------------------------------------------------------------------------------
+// The log
+
+/// Why the log did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LogError {
+    /// There is no such topic.
+    #[error("topic {0} does not exist: create it with `coproc topic create {0}`")]
+    UnknownTopic(TopicName),
+    /// The topic has no such partition.
+    #[error("topic {topic} has {count} partitions, there is no partition {partition}")]
+    UnknownPartition {
+        /// The topic.
+        topic: TopicName,
+        /// The partition that was asked for.
+        partition: u32,
+        /// How many there are.
+        count: u32,
+    },
+    /// A topic of that name is there already.
+    #[error("topic {0} exists already")]
+    TopicExists(TopicName),
+    /// The topic takes no records from whoever is asking.
+    #[error("topic {topic} takes no records: {reason}")]
+    NotWritable {
+        /// The topic.
+        topic: TopicName,
+        /// Why.
+        reason: String,
+    },
+    /// The topic will not take this record.
+    #[error("topic {topic} refuses the record: {reason}")]
+    RecordRefused {
+        /// The topic.
+        topic: TopicName,
+        /// Why, for instance its size.
+        reason: String,
+    },
+    /// The committed offset is not in the log any more.
+    #[error("offset {wanted} of {partition} is gone: the log holds {first} to {end}")]
+    OffsetOutOfRange {
+        /// The partition.
+        partition: TopicPartition,
+        /// The offset that was asked for.
+        wanted: Offset,
+        /// The first offset there is.
+        first: Offset,
+        /// The next offset to be written.
+        end: Offset,
+    },
+    /// The disk is full, or writing to it failed: nothing was committed.
+    #[error("the log cannot write: {0}")]
+    Storage(String),
+    /// What was read is not what was written.
+    #[error("the log is damaged: {0}")]
+    Corrupt(String),
+    /// Somebody else has the store open.
+    #[error("{0}")]
+    Locked(String),
+    /// Another process took over this writer or lane.
+    #[error("another process took over {0}: this one stops writing")]
+    Fenced(String),
+    /// The log cannot be reached, or did not answer in time.
+    #[error("the log does not answer: {0}")]
+    Unavailable(String),
+    /// The log refuses: authentication, authorization, or an ability that it does not have.
+    #[error("the log refuses: {0}")]
+    Refused(String),
+    /// A configuration that the log cannot take.
+    #[error("{0}")]
+    BadConfig(String),
+    /// It is not known whether the commit happened. The session is tainted: only `rewind` helps.
+    #[error("it is not known whether the commit went through: {0}")]
+    Uncertain(String),
+}
+
+impl LogError {
+    /// Whose fault it is.
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::UnknownTopic(_)
+            | Self::UnknownPartition { .. }
+            | Self::TopicExists(_)
+            | Self::NotWritable { .. }
+            | Self::RecordRefused { .. }
+            | Self::OffsetOutOfRange { .. }
+            | Self::Locked(_)
+            | Self::Refused(_)
+            | Self::BadConfig(_) => Disposition::User,
+            Self::Storage(_) | Self::Unavailable(_) | Self::Uncertain(_) => Disposition::Transient,
+            Self::Fenced(_) => Disposition::Fenced,
+            Self::Corrupt(_) => Disposition::Bug,
+        }
+    }
+}
+
+/// What happened on a lane's session.
+#[derive(Debug)]
+pub enum Event {
+    /// The batch holds records of one partition.
+    Records,
+    /// Nothing happened in the time given.
+    Idle,
+    /// The reader stands at the end of a partition, at the last stable offset: `next_offset` counts past
+    /// transaction markers, so committing it makes lag 0 mean 0.
+    CaughtUp {
+        /// The partition.
+        partition: TopicPartition,
+        /// The offset that the next record will have at least.
+        next_offset: Offset,
+    },
+    /// The lane owns these partitions now; it starts each at its committed offset, or by the start policy.
+    Assigned(Vec<TopicPartition>),
+    /// These partitions go to somebody else. They stay owned until `release`: commit before it, unless `lost`.
+    Revoking {
+        /// The partitions.
+        partitions: Vec<TopicPartition>,
+        /// Whether somebody else has them already, so that nothing of theirs may be committed.
+        lost: bool,
+    },
+    /// The log failed: abort and `rewind`, or stop, as the error's disposition says.
+    Failed(LogError),
+}
+
+/// A lane's session with the log: one consumer, one transactional producer, on one thread.
+///
+/// Clients are made when the session is opened and dropped with it, on the lane's own thread. What was emitted
+/// and not ack-committed when the session is dropped never becomes visible.
+pub trait LaneSession {
+    /// Waits at most `wait` for something to happen. With `Event::Records` the batch holds the records of one
+    /// partition, ascending; with any other event it is empty.
+    fn poll(&mut self, batch: &mut Batch, wait: Duration) -> Event;
+
+    /// Writes a record within the open transaction; the first one opens it. The record becomes visible with the
+    /// next `ack_commit`, together with everything else since the last one.
+    fn emit(&mut self, output: &Emit<'_>) -> Result<(), LogError>;
+
+    /// The atomic step: what was emitted and the ledger's uncommitted offsets become visible together or not at
+    /// all. After an error only `rewind` is allowed.
+    fn ack_commit(&mut self, ledger: &Ledger) -> Result<(), LogError>;
+
+    /// The one way back after a failure of the log: aborts, drops everything buffered, makes clients anew where
+    /// the fate of a commit is uncertain, and seeks every assigned partition to its committed offset.
+    fn rewind(&mut self) -> Result<(), LogError>;
+
+    /// Stops handing out records of these partitions. They stay owned.
+    fn pause(&mut self, partitions: &[TopicPartition]);
+
+    /// Hands out records of these partitions again, from where it stopped.
+    fn resume(&mut self, partitions: &[TopicPartition]);
+
+    /// Gives up the partitions of the last `Revoking`.
+    fn release(&mut self);
+
+    /// The offset after the last stable record of each owned partition, as far as known without asking.
+    fn end_offsets(&mut self) -> Vec<(TopicPartition, Offset)>;
+}
+
+/// A record on its way out.
+#[derive(Debug, Clone, Copy)]
+pub struct Emit<'a> {
+    /// The topic.
+    pub topic: &'a TopicName,
+    /// Where in it.
+    pub placement: Placement,
+    /// The timestamp; the input's, unless the guest chose one.
+    pub timestamp: TimestampMs,
+    /// Key, value and headers, well-formed.
+    pub payload: &'a [u8],
+}
+
+/// How the partition of a record on its way out is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// Just there: materialized topics keep the source's partition.
+    Exactly(u32),
+    /// As the partitioner says, for a record that stems from this partition.
+    By(Partitioner, u32),
+}
+
+/// What a lane's session has to know.
+#[derive(Debug, Clone)]
+pub struct LaneSpec {
+    /// The consumer group that the lane joins.
+    pub group: ConsumerGroup,
+    /// The transactional id: stable over restarts of this slot.
+    pub transactional_id: String,
+    /// Topics to read; they exist.
+    pub inputs: Vec<TopicName>,
+    /// Topics to write, dead-letter topic included; they exist.
+    pub outputs: Vec<TopicName>,
+    /// Where a partition without a committed offset starts.
+    pub start: StartOffset,
+    /// What was promised to the user.
+    pub delivery: Delivery,
+    /// Most records in one batch.
+    pub max_records: usize,
+    /// About the most payload bytes in one batch; a larger single record still comes, alone.
+    pub max_bytes: usize,
+}
+
+/// What happens to old records of a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cleanup {
+    /// Dropped by age and size.
+    Delete,
+    /// The last record of each key stays.
+    Compact,
+    /// Both.
+    CompactAndDelete,
+}
+
+/// How a topic is to be, or is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicConfig {
+    /// Number of partitions.
+    pub partitions: u32,
+    /// What happens to old records.
+    pub cleanup: Cleanup,
+    /// Age at which records may go, in milliseconds; `None` keeps them for ever.
+    pub retention_ms: Option<u64>,
+    /// Size per partition at which old records may go, in bytes; `None` is no limit.
+    pub retention_bytes: Option<u64>,
+    /// Largest record, in bytes of key, value and headers.
+    pub max_record_bytes: usize,
+    /// Whether only the log's own coprocessors may write to it.
+    pub materialized: bool,
+}
+
+impl Default for TopicConfig {
+    fn default() -> Self {
+        Self {
+            partitions: 1,
+            cleanup: Cleanup::Delete,
+            retention_ms: None,
+            retention_bytes: None,
+            max_record_bytes: 1 << 20,
+            materialized: false,
+        }
+    }
+}
+
+impl TopicConfig {
+    /// A compacted topic of one partition: what desired and observed state live in.
+    pub fn compacted() -> Self {
+        Self { cleanup: Cleanup::Compact, ..Self::default() }
+    }
+}
+
+/// What is known of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicInfo {
+    /// Its name.
+    pub name: TopicName,
+    /// Changes when the topic is deleted and created again.
+    pub id: String,
+    /// Its configuration.
+    pub config: TopicConfig,
+}
+
+/// First and next offset of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The first offset there is.
+    pub first: Offset,
+    /// The offset after the last stable record.
+    pub end: Offset,
+}
+
+/// Topics: make, look at, remove.
+pub trait TopicAdmin: Send + Sync {
+    /// Creates a topic; `TopicExists` when there is one, whatever its configuration.
+    fn create(&self, name: &TopicName, config: &TopicConfig) -> Result<(), LogError>;
+    /// Deletes a topic with all its records.
+    fn delete(&self, name: &TopicName) -> Result<(), LogError>;
+    /// All topics, in the order of their names.
+    fn list(&self) -> Result<Vec<TopicInfo>, LogError>;
+    /// One topic, `None` when there is none of that name.
+    fn describe(&self, name: &TopicName) -> Result<Option<TopicInfo>, LogError>;
+    /// First and next offset of every partition of a topic, in their order.
+    fn extents(&self, name: &TopicName) -> Result<Vec<Extent>, LogError>;
+    /// The first offset whose record has at least this timestamp, per partition; the end where there is none.
+    fn offsets_at(&self, name: &TopicName, timestamp: TimestampMs) -> Result<Vec<Offset>, LogError>;
+}
+
+/// Consumer groups: look at, change, remove. Changing needs a group without members.
+pub trait Offsets: Send + Sync {
+    /// The groups there are.
+    fn groups(&self) -> Result<Vec<ConsumerGroup>, LogError>;
+    /// The committed offsets of a group.
+    fn committed(&self, group: &ConsumerGroup) -> Result<BTreeMap<TopicPartition, Offset>, LogError>;
+    /// How many members a group has now.
+    fn members(&self, group: &ConsumerGroup) -> Result<usize, LogError>;
+    /// Sets committed offsets.
+    fn alter(&self, group: &ConsumerGroup, to: &BTreeMap<TopicPartition, Offset>) -> Result<(), LogError>;
+    /// Removes a group with its offsets; success when there is none.
+    fn delete(&self, group: &ConsumerGroup) -> Result<(), LogError>;
+}
+
+/// A record as a reader gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// The partition.
+    pub partition: u32,
+    /// The offset.
+    pub offset: Offset,
+    /// When the log took it, in milliseconds since the epoch; the record's own timestamp where not known.
+    pub appended_ms: TimestampMs,
+    /// The record.
+    pub record: Record,
+}
+
+/// Reads one topic, committed records only, without a group.
+pub trait Reader: Send {
+    /// Waits at most `wait` for records; empty when none came.
+    fn fetch(&mut self, wait: Duration) -> Result<Vec<Fetched>, LogError>;
+    /// Whether every partition was read to where it ended when the reader was opened or last asked here.
+    fn is_caught_up(&mut self) -> Result<bool, LogError>;
+}
+
+/// Where a reader starts in each partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadFrom {
+    /// At the first record.
+    Start,
+    /// After the last record.
+    End,
+    /// At this offset.
+    Offset(Offset),
+    /// At the first record with at least this timestamp.
+    Timestamp(TimestampMs),
+    /// So many records before the end.
+    Last(u64),
+}
+
+/// What a fold reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FoldEvent {
+    /// A record: `value` is `None` for a tombstone.
+    Record {
+        /// The key; records without one are skipped.
+        key: Vec<u8>,
+        /// The value.
+        value: Option<Vec<u8>>,
+        /// The offset.
+        offset: Offset,
+        /// When the log took it, in milliseconds since the epoch.
+        appended_ms: TimestampMs,
+    },
+    /// Everything that was in the topic when the fold began, or began again, has been reported.
+    CaughtUp,
+    /// The topic was deleted or made anew, or the reader was away for too long: forget all, it begins again.
+    Reset,
+    /// Nothing new in the time given.
+    Idle,
+}
+
+/// Reads a compacted topic of one partition from its start, then follows it.
+pub trait Fold: Send {
+    /// Waits at most `wait` for the next event.
+    fn next(&mut self, wait: Duration) -> Result<FoldEvent, LogError>;
+}
+
+/// A keyed record for a compacted topic: a `None` value removes the key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keyed {
+    /// The key.
+    pub key: Vec<u8>,
+    /// The value.
+    pub value: Option<Vec<u8>>,
+}
+
+/// Writes to one topic under an id: a later writer with the same id fences the earlier one.
+pub trait FencedWriter: Send {
+    /// Writes all of the records, visible together, or none; durable when this returns. Keyed records go to the
+    /// partition of their key.
+    fn write(&mut self, records: &[Keyed]) -> Result<(), LogError>;
+}
+
+/// A record to produce, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Produce {
+    /// The topic.
+    pub topic: TopicName,
+    /// The partition; `None` chooses by key, or one after another.
+    pub partition: Option<u32>,
+    /// The record.
+    pub record: Record,
+}
+
+/// Where a produced record went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Produced {
+    /// The partition.
+    pub partition: u32,
+    /// The offset.
+    pub offset: Offset,
+    /// When the log took it, in milliseconds since the epoch.
+    pub appended_ms: TimestampMs,
+}
+
+/// A log: the factory of everything above.
+pub trait Log: Send + Sync {
+    /// Opens a lane's session. Called on the lane's own thread.
+    fn lane(&self, spec: &LaneSpec) -> Result<Box<dyn LaneSession>, LogError>;
+    /// Topics.
+    fn topics(&self) -> &dyn TopicAdmin;
+    /// Consumer groups.
+    fn offsets(&self) -> &dyn Offsets;
+    /// Follows a compacted topic. The topic exists.
+    fn fold(&self, topic: &TopicName) -> Result<Box<dyn Fold>, LogError>;
+    /// Writes to a topic under an id that fences earlier writers.
+    fn fenced_writer(&self, topic: &TopicName, id: &str) -> Result<Box<dyn FencedWriter>, LogError>;
+    /// Reads a topic without a group.
+    fn reader(
+        &self,
+        topic: &TopicName,
+        partitions: Option<&[u32]>,
+        from: ReadFrom,
+    ) -> Result<Box<dyn Reader>, LogError>;
+    /// Appends records, all visible together where the log can; durable when this returns.
+    fn produce(&self, records: &[Produce]) -> Result<Vec<Produced>, LogError>;
+    /// What this log is and promises, for status and `doctor`.
+    fn capabilities(&self) -> Capabilities;
+}
+
+/// What a log was found able to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capabilities {
+    /// What it is, for people: `embedded log at <path>`, `Kafka at <brokers>`.
+    pub description: String,
+    /// Why it cannot do transactions; `None` when it can.
+    pub no_transactions: Option<String>,
+    /// Why it cannot compact; `None` when it can.
+    pub no_compaction: Option<String>,
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Guests
+
+/// What a guest did wrong: the class is a metric label and stands in dead letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GuestClass {
+    /// A trap: unreachable code, division by zero, out-of-bounds access, a panic of its SDK.
+    Trap,
+    /// Longer than the time per record, or the time to start.
+    Timeout,
+    /// More memory than its limit.
+    Memory,
+    /// More stack than there is.
+    Stack,
+    /// More output for one record than its limit.
+    OutputTooLarge,
+    /// A record that the output topic cannot take.
+    OutputRefused,
+    /// A call of the host that breaks the contract, for instance a pointer outside its memory.
+    Abi,
+    /// It exited, or returned, where it has to wait for records.
+    Exited,
+    /// It never asked for a record.
+    Start,
+    /// More elements in its tables than the limit.
+    Table,
+    /// More printed than the rate allows is dropped, not an error; this is for host calls without end.
+    HostCalls,
+}
+
+impl GuestClass {
+    /// The label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Trap => "trap",
+            Self::Timeout => "timeout",
+            Self::Memory => "memory",
+            Self::Stack => "stack",
+            Self::OutputTooLarge => "output_too_large",
+            Self::OutputRefused => "output_refused",
+            Self::Abi => "abi",
+            Self::Exited => "exited",
+            Self::Start => "start",
+            Self::Table => "table",
+            Self::HostCalls => "host_calls",
+        }
+    }
+}
+
+/// A failure of a guest. The instance is of no use any more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct GuestFailure {
+    /// What kind.
+    pub class: GuestClass,
+    /// What happened, in a sentence, with the guest's own words where it had any.
+    pub message: String,
+}
+
+/// Why a module cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ModuleError {
+    /// The bytes are no module that this host runs.
+    #[error("{0}")]
+    Invalid(String),
+    /// The module is larger, or would need more, than a limit allows.
+    #[error("{0}")]
+    TooLarge(String),
+    /// Compiling took longer than allowed.
+    #[error("{0}")]
+    CompileTimeout(String),
+    /// There is no module of this digest, here and now.
+    #[error("module {digest} is not available: {reason}")]
+    NotFound {
+        /// The digest.
+        digest: Digest,
+        /// Where it was looked for.
+        reason: String,
+    },
+    /// The module store did not answer.
+    #[error("module store: {0}")]
+    Unavailable(String),
+    /// The bytes are not the ones that the digest names.
+    #[error("module {wanted} has other bytes than its digest says: they are {found}")]
+    WrongDigest {
+        /// The digest asked for.
+        wanted: Digest,
+        /// The digest of what came.
+        found: Digest,
+    },
+}
+
+impl ModuleError {
+    /// Whose fault it is.
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Invalid(_) | Self::TooLarge(_) | Self::CompileTimeout(_) | Self::WrongDigest { .. } => {
+                Disposition::User
+            }
+            Self::NotFound { .. } | Self::Unavailable(_) => Disposition::Transient,
+        }
+    }
+}
+
+/// Bounds of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestLimits {
+    /// Largest linear memory, in bytes.
+    pub memory: usize,
+    /// Longest time for one record, and for the start.
+    pub time_per_record: Duration,
+    /// Most output bytes for one record.
+    pub max_output_bytes: usize,
+}
+
+/// What a guest is told about its place in the world.
+#[derive(Debug, Clone)]
+pub struct GuestSpec {
+    /// Name of the coprocessor: `argv[0]` of a transform, key of its log lines.
+    pub name: String,
+    /// Name of the step in its chain.
+    pub step: String,
+    /// The topic that it reads.
+    pub input: TopicName,
+    /// The topics that it may write, by the names that it knows; the first is its default.
+    pub outputs: Vec<TopicName>,
+    /// Its environment.
+    pub env: BTreeMap<String, String>,
+    /// Its bounds.
+    pub limits: GuestLimits,
+}
+
+/// How far a call of `Guest::run` may go.
+#[derive(Debug, Clone)]
+pub struct RunBudget {
+    /// When set, the guest is suspended at the next record boundary.
+    pub stop: Arc<AtomicBool>,
+    /// Output bytes in the buffer at which it is suspended at the next record boundary.
+    pub output_bytes: usize,
+    /// The longest that this call may take before it is suspended at the next record boundary.
+    pub time: Duration,
+}
+
+/// How a call of `Guest::run` ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Run {
+    /// Every record of the batch is done.
+    Finished,
+    /// Suspended before the record at `Guest::completed`; `run` goes on there.
+    Suspended,
+    /// Failed at the record at `Guest::completed`. The instance is of no use any more.
+    Failed(GuestFailure),
+}
+
+/// An instance of a module, started and waiting for records. Made, used and dropped on the lane's thread.
+///
+/// Outputs of finished records stay in the buffer until the lane takes them; what an unfinished record wrote is
+/// not among them.
+pub trait Guest {
+    /// Gives a batch; the one before must have been finished or withdrawn.
+    fn offer(&mut self, batch: Batch, first: usize);
+
+    /// Runs until the batch is done, the budget is used up, or something fails.
+    fn run(&mut self, budget: &RunBudget) -> Run;
+
+    /// How many records of the batch are done, counted from its start.
+    fn completed(&self) -> usize;
+
+    /// What the finished records wrote and the lane has not cleared yet.
+    fn outputs(&mut self) -> &mut Outputs;
+
+    /// Takes the batch back. After a suspension in its middle the instance must be dropped.
+    fn withdraw(&mut self) -> Batch;
+
+    /// Bytes of linear memory that the instance has.
+    fn memory_bytes(&self) -> usize;
+}
+
+/// A compiled module: makes instances.
+pub trait Program: Send + Sync {
+    /// The digest of the module.
+    fn digest(&self) -> Digest;
+
+    /// Makes an instance and runs it until it first asks for records. On the lane's thread.
+    fn start(&self, spec: &GuestSpec, lines: Arc<dyn GuestLines>) -> Result<Box<dyn Guest>, GuestFailure>;
+}
+
+/// Turns bytes into programs; keeps what it compiled, by digest.
+pub trait Engine: Send + Sync {
+    /// Checks and compiles a module. Blocks; never on a lane's thread.
+    fn compile(&self, bytes: &[u8], digest: Digest) -> Result<Arc<dyn Program>, ModuleError>;
+}
+
+/// How loud a line is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineLevel {
+    /// Standard output: OTLP severity 9.
+    Info,
+    /// Standard error: OTLP severity 13.
+    Warn,
+}
+
+/// Takes the lines that a guest prints; must not block.
+pub trait GuestLines: Send + Sync {
+    /// One line without its end.
+    fn line(&self, level: LineLevel, text: &str);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Modules, schemas, time
+
+/// Where the bytes of modules are.
+pub trait ModuleStore: Send + Sync {
+    /// The bytes of a module; their digest has been checked.
+    fn fetch(&self, digest: Digest) -> Result<Vec<u8>, ModuleError>;
+}
+
+/// Kind of a schema, by the numbers of the transform ABI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemaKind {
+    /// 0
+    Avro,
+    /// 1
+    Protobuf,
+    /// 2
+    Json,
+}
+
+/// A reference from one schema to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchemaReference {
+    /// The name that the schema uses.
+    pub name: String,
+    /// The subject.
+    pub subject: String,
+    /// The version.
+    pub version: i32,
+}
+
+/// A schema's text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchemaDefinition {
+    /// Its kind.
+    pub kind: SchemaKind,
+    /// Its text.
+    pub schema: String,
+    /// What it refers to.
+    pub references: Vec<SchemaReference>,
+}
+
+/// A schema under a subject.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubjectSchema {
+    /// The id that stands in record framing.
+    pub id: i32,
+    /// The version within the subject.
+    pub version: i32,
+    /// The schema.
+    pub definition: SchemaDefinition,
+}
+
+/// The registry did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("schema registry: {0}")]
+pub struct SchemaError(pub String);
+
+/// A schema registry. Calls block, within a time-out of the implementation.
+pub trait SchemaRegistry: Send + Sync {
+    /// The schema with this id.
+    fn definition(&self, id: i32) -> Result<SchemaDefinition, SchemaError>;
+    /// A version of a subject; `None` is the latest.
+    fn subject(&self, subject: &str, version: Option<i32>) -> Result<SubjectSchema, SchemaError>;
+    /// Registers a schema under a subject: its id.
+    fn register(&self, subject: &str, definition: &SchemaDefinition) -> Result<i32, SchemaError>;
+}
+
+/// Time. One implementation asks the system, another is turned by hand.
+pub trait Clock: Send + Sync {
+    /// Time since an arbitrary point, never going back: for waiting.
+    fn monotonic(&self) -> Duration;
+    /// Milliseconds since the Unix epoch: for people and records only.
+    fn wall_ms(&self) -> TimestampMs;
+}
