@@ -697,7 +697,9 @@ mod tests {
         serde_json::from_str(&json).expect("a deployment with every default")
     }
 
-    fn reasons(change: impl FnOnce(&mut Deployment)) -> Vec<(&'static str, String)> {
+    type Found = Vec<(&'static str, String)>;
+
+    fn reasons(change: impl FnOnce(&mut Deployment)) -> Found {
         let mut deployment = deployment("a", "b");
         change(&mut deployment);
         deployment.problems().into_iter().map(|problem| (problem.reason, problem.field)).collect()
@@ -715,7 +717,7 @@ mod tests {
     #[test]
     fn each_problem_says_where() {
         let topic = |name: &str| name.parse::<TopicName>().unwrap();
-        let cases: Vec<(Vec<(&str, String)>, &str, &str)> = vec![
+        let cases: Vec<(Found, &str, &str)> = vec![
             (reasons(|d| d.steps.clear()), "InvalidSpec", "steps"),
             (reasons(|d| d.sinks.clear()), "InvalidSpec", "sinks"),
             (reasons(|d| d.source = Source::Unavailable), "ConnectorNotAvailable", "source.type"),

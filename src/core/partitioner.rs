@@ -74,7 +74,7 @@ mod tests {
     fn keyed_by_key_and_unkeyed_by_source() {
         assert_eq!(
             Partitioner::Key.choose(Some(b"foobar"), 5, 8),
-            (-790_332_482i32 as u32 & 0x7fff_ffff) % 8
+            (-790_332_482i32).cast_unsigned() % (1 << 31) % 8
         );
         assert_eq!(Partitioner::Key.choose(None, 5, 3), 2);
         assert_eq!(Partitioner::Source.choose(Some(b"foobar"), 5, 3), 2);

@@ -1,0 +1,104 @@
+//! coproc's own topics: whoever needs them first makes them, and whoever uses them checks them.
+
+use crate::core::names::{CONTROL_TOPIC, LOGS_TOPIC, MODULES_TOPIC, STATUS_TOPIC, TopicName};
+use crate::ports::{Cleanup, Log, LogError, TopicConfig, TopicInfo};
+
+/// How long guest logs stay: 24 hours.
+const LOGS_RETENTION_MS: u64 = 24 * 3_600 * 1_000;
+/// How much of guest logs stays, in bytes.
+const LOGS_RETENTION_BYTES: u64 = 256 << 20;
+
+/// One of coproc's own topics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnTopic {
+    /// Desired state.
+    Control,
+    /// Observed state.
+    Status,
+    /// Bytes of modules.
+    Modules,
+    /// What guests print.
+    Logs,
+}
+
+impl OwnTopic {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Control, Self::Status, Self::Modules, Self::Logs];
+
+    /// Its name.
+    #[expect(clippy::missing_panics_doc, reason = "the four names are constants, and a test parses each")]
+    pub fn name(self) -> TopicName {
+        let name = match self {
+            Self::Control => CONTROL_TOPIC,
+            Self::Status => STATUS_TOPIC,
+            Self::Modules => MODULES_TOPIC,
+            Self::Logs => LOGS_TOPIC,
+        };
+        name.parse().expect("the names of coproc's own topics are legal")
+    }
+
+    /// How it has to be.
+    pub fn config(self) -> TopicConfig {
+        match self {
+            Self::Control | Self::Status | Self::Modules => TopicConfig::compacted(),
+            Self::Logs => TopicConfig {
+                retention_ms: Some(LOGS_RETENTION_MS),
+                retention_bytes: Some(LOGS_RETENTION_BYTES),
+                ..TopicConfig::default()
+            },
+        }
+    }
+
+    /// Makes the topic unless it is there, then checks that it is as it has to be.
+    pub fn ensure(self, log: &dyn Log) -> Result<TopicInfo, LogError> {
+        let name = self.name();
+        match log.topics().create(&name, &self.config()) {
+            Ok(()) | Err(LogError::TopicExists(_)) => {}
+            Err(error) => return Err(error),
+        }
+        let info = log.topics().describe(&name)?.ok_or(LogError::UnknownTopic(name))?;
+        self.check(&info)?;
+        Ok(info)
+    }
+
+    /// Whether the topic, as found, can be used.
+    pub fn check(self, info: &TopicInfo) -> Result<(), LogError> {
+        let wanted = self.config();
+        if wanted.cleanup == Cleanup::Compact && info.config.cleanup != Cleanup::Compact {
+            return Err(LogError::BadConfig(format!(
+                "topic {} has the clean-up policy {:?}, which loses state: set cleanup.policy=compact on it",
+                info.name, info.config.cleanup
+            )));
+        }
+        if wanted.partitions == 1 && info.config.partitions != 1 {
+            return Err(LogError::BadConfig(format!(
+                "topic {} has {} partitions where one is needed: delete it, it is made anew",
+                info.name, info.config.partitions
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_legal_and_reserved() {
+        for topic in OwnTopic::ALL {
+            assert!(topic.name().is_reserved());
+        }
+    }
+
+    #[test]
+    fn a_topic_that_forgets_is_refused() {
+        let mut info =
+            TopicInfo { name: OwnTopic::Control.name(), id: String::new(), config: TopicConfig::compacted() };
+        assert!(OwnTopic::Control.check(&info).is_ok());
+        info.config.cleanup = Cleanup::Delete;
+        assert!(OwnTopic::Control.check(&info).unwrap_err().to_string().contains("cleanup.policy=compact"));
+        info.config = TopicConfig { partitions: 3, ..TopicConfig::compacted() };
+        assert!(OwnTopic::Control.check(&info).unwrap_err().to_string().contains("3 partitions"));
+    }
+}
