@@ -5,4 +5,6 @@
 
 pub mod control;
 pub mod core;
+pub mod node;
 pub mod ports;
+pub mod telemetry;

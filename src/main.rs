@@ -1,1 +1,3 @@
+//! The `coproc` program: parse, then hand over.
+
 fn main() {}

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::core::deployment::{Delivery, StartOffset};
+use crate::core::deployment::{Delivery, ModuleRef, StartOffset};
 use crate::core::digest::Digest;
 use crate::core::disposition::Disposition;
 use crate::core::ledger::{Ledger, TopicPartition};
@@ -645,6 +645,9 @@ pub trait Program: Send + Sync {
 pub trait Engine: Send + Sync {
     /// Checks and compiles a module. Blocks; never on a lane's thread.
     fn compile(&self, bytes: &[u8], digest: Digest) -> Result<Arc<dyn Program>, ModuleError>;
+
+    /// The program of this digest, if somebody still has it: saves fetching the bytes.
+    fn cached(&self, digest: Digest) -> Option<Arc<dyn Program>>;
 }
 
 /// How loud a line is.
@@ -667,8 +670,8 @@ pub trait GuestLines: Send + Sync {
 
 /// Where the bytes of modules are.
 pub trait ModuleStore: Send + Sync {
-    /// The bytes of a module; their digest has been checked.
-    fn fetch(&self, digest: Digest) -> Result<Vec<u8>, ModuleError>;
+    /// The bytes of a module; their digest has been checked. The image, where there is one, says where to look.
+    fn fetch(&self, module: &ModuleRef) -> Result<Vec<u8>, ModuleError>;
 }
 
 /// Kind of a schema, by the numbers of the transform ABI.
@@ -736,4 +739,6 @@ pub trait Clock: Send + Sync {
     fn monotonic(&self) -> Duration;
     /// Milliseconds since the Unix epoch: for people and records only.
     fn wall_ms(&self) -> TimestampMs;
+    /// Waits; a clock that is turned by hand moves on instead.
+    fn sleep(&self, time: Duration);
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use crate::control::topics::OwnTopic;
+use crate::core::deployment::ModuleRef;
 use crate::core::digest::Digest;
 use crate::core::record::TimestampMs;
 use crate::ports::{Keyed, Log, LogError, ModuleError, ModuleStore, ReadFrom};
@@ -139,7 +140,8 @@ impl TopicStore {
 }
 
 impl ModuleStore for TopicStore {
-    fn fetch(&self, digest: Digest) -> Result<Vec<u8>, ModuleError> {
+    fn fetch(&self, module: &ModuleRef) -> Result<Vec<u8>, ModuleError> {
+        let digest = module.digest;
         let parts = Parts::read_where(self.log.as_ref(), |at| at == digest)
             .map_err(|error| ModuleError::Unavailable(error.to_string()))?;
         match parts.assemble(digest) {

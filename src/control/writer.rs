@@ -85,7 +85,7 @@ impl<'a> DesiredWriter<'a> {
             }
             if let Desired::Deployment(before) = before {
                 check_owner(identity, before)?;
-                if group_of(before) != group_of(&deployment) {
+                if before.consumer_group(identity) != deployment.consumer_group(identity) {
                     return Err(Error::GroupIsImmutable(identity.clone()));
                 }
                 deployment.generation = before.generation;
@@ -149,13 +149,6 @@ impl<'a> DesiredWriter<'a> {
         let id = format!("coproc.cli.{}", self.installation);
         let mut writer = self.log.fenced_writer(&OwnTopic::Control.name(), &id)?;
         Ok(writer.write(&[Keyed { key, value }])?)
-    }
-}
-
-fn group_of(deployment: &Deployment) -> Option<&crate::core::names::ConsumerGroup> {
-    match &deployment.source {
-        crate::core::deployment::Source::Kafka { kafka } => kafka.consumer_group.as_ref(),
-        crate::core::deployment::Source::Unavailable => None,
     }
 }
 

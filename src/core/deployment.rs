@@ -10,7 +10,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::core::digest::Digest;
-use crate::core::names::{ConsumerGroup, TopicName};
+use crate::core::names::{ConsumerGroup, Identity, TopicName};
 use crate::core::partitioner::Partitioner;
 use crate::core::record::TimestampMs;
 use crate::core::retry::RetrySchedule;
@@ -406,6 +406,15 @@ impl Deployment {
             Source::Kafka { kafka } => kafka.start_offset,
             Source::Unavailable => StartOffset::default(),
         }
+    }
+
+    /// The consumer group: the one that the spec names, or the deployment's own.
+    pub fn consumer_group(&self, identity: &Identity) -> ConsumerGroup {
+        match &self.source {
+            Source::Kafka { kafka } => kafka.consumer_group.clone(),
+            Source::Unavailable => None,
+        }
+        .unwrap_or_else(|| identity.consumer_group())
     }
 
     /// The Kafka sinks in their order: what guests know as their outputs.

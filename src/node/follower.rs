@@ -1,0 +1,95 @@
+//! Follows the control topic on a thread of its own, and tells the supervisor what is desired.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+
+use crate::control::desired::{Change, DesiredState};
+use crate::control::topics::OwnTopic;
+use crate::core::machine::LOG_SCHEDULE;
+use crate::core::names::PoolName;
+use crate::node::threads::{self, SpawnError, Stoppable};
+use crate::ports::{Fold, FoldEvent, Log, LogError};
+use crate::telemetry::metrics::NodeMetrics;
+
+/// The longest wait for a record before the stop flag is looked at.
+const WAIT: Duration = Duration::from_millis(200);
+
+/// Starts the follower. Changes of other pools' deployments are not passed on.
+pub fn start(
+    log: Arc<dyn Log>,
+    pool: PoolName,
+    metrics: Arc<NodeMetrics>,
+    changes: Sender<Change>,
+) -> Result<Stoppable, SpawnError> {
+    threads::spawn("coproc-control", move |stop| {
+        let mut follower = Follower { state: DesiredState::default(), pool, metrics, changes };
+        let mut failures = 0;
+        while !stop.load(Ordering::Relaxed) {
+            match log.fold(&OwnTopic::Control.name()) {
+                Ok(fold) => {
+                    // What is known stays until the new fold has seen the whole topic.
+                    follower.take(FoldEvent::Reset);
+                    match follower.follow(fold, stop) {
+                        Ok(()) => return,
+                        Err(error) => failures = wait(&error, failures, stop),
+                    }
+                }
+                Err(error) => failures = wait(&error, failures, stop),
+            }
+        }
+    })
+}
+
+fn wait(error: &LogError, failures: u32, stop: &AtomicBool) -> u32 {
+    tracing::warn!(%error, "the control topic cannot be read: what runs goes on");
+    let deadline = std::time::Instant::now() + LOG_SCHEDULE.delay(failures + 1, 0.0);
+    while std::time::Instant::now() < deadline && !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    failures + 1
+}
+
+struct Follower {
+    state: DesiredState,
+    pool: PoolName,
+    metrics: Arc<NodeMetrics>,
+    changes: Sender<Change>,
+}
+
+impl Follower {
+    fn follow(&mut self, mut fold: Box<dyn Fold>, stop: &AtomicBool) -> Result<(), LogError> {
+        while !stop.load(Ordering::Relaxed) {
+            let event = fold.next(WAIT)?;
+            if !self.take(event) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes on what follows from an event; `false` when nobody listens any more.
+    fn take(&mut self, event: FoldEvent) -> bool {
+        for change in self.state.apply(event) {
+            match &change {
+                Change::Ignored { key, offset, why } => {
+                    self.metrics.control_ignored.inc();
+                    tracing::warn!(key, offset, %why, "a record of the control topic was ignored");
+                    continue;
+                }
+                Change::Set(identity, _)
+                    if self.state.get(identity).is_none_or(|(at, _)| *at != self.pool) =>
+                {
+                    continue;
+                }
+                _ => {}
+            }
+            if self.changes.send(change).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,87 @@
+//! What a lane tells the supervisor: a snapshot behind a lock that is held for moments only.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::core::ledger::TopicPartition;
+use crate::core::record::{Offset, TimestampMs};
+use crate::core::status::{LastError, PartitionStatus, State};
+
+/// How far a lane is with one partition.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PartitionReport {
+    /// The committed offset, once it is known.
+    pub committed: Option<Offset>,
+    /// The offset after the last stable record, once it is known.
+    pub end: Option<Offset>,
+    /// Why it stands still.
+    pub error: Option<String>,
+}
+
+/// How a lane is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LaneReport {
+    /// What it does.
+    pub state: State,
+    /// Its partitions.
+    pub partitions: BTreeMap<TopicPartition, PartitionReport>,
+    /// The last thing that went wrong.
+    pub last_error: Option<LastError>,
+    /// The generation that it runs.
+    pub generation: u64,
+    /// The guarantee in force.
+    pub delivery: Option<&'static str>,
+}
+
+/// The snapshot, shared between a lane and the supervisor.
+#[derive(Debug, Default)]
+pub struct LaneShared {
+    report: Mutex<LaneReport>,
+    changed: AtomicBool,
+}
+
+impl LaneShared {
+    /// The report as it is now.
+    pub fn report(&self) -> LaneReport {
+        self.report.lock().clone()
+    }
+
+    /// Whether something other than offsets changed since the last call.
+    pub fn take_changed(&self) -> bool {
+        self.changed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Changes the report, in a way that readers should learn of soon.
+    pub fn change(&self, change: impl FnOnce(&mut LaneReport)) {
+        change(&mut self.report.lock());
+        self.changed.store(true, Ordering::Relaxed);
+    }
+
+    /// Changes offsets, which readers learn of in time.
+    pub fn progress(&self, change: impl FnOnce(&mut LaneReport)) {
+        change(&mut self.report.lock());
+    }
+
+    /// Notes an error.
+    pub fn error(&self, time: TimestampMs, reason: &str, message: String) {
+        let error = LastError { time, reason: reason.to_owned(), message };
+        self.change(|report| report.last_error = Some(error));
+    }
+}
+
+impl PartitionReport {
+    /// The report in the form of the status topic.
+    pub fn to_status(&self, partition: &TopicPartition) -> PartitionStatus {
+        let offset = self.committed.unwrap_or(0);
+        let lag = self.end.map_or(0, |end| u64::try_from(end - offset).unwrap_or(0));
+        PartitionStatus {
+            topic: partition.topic.clone(),
+            partition: partition.partition,
+            offset,
+            lag,
+            error: self.error.clone(),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Writes the node's status, on a thread of its own: a log that is slow must not hold up the supervisor.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, Sender};
+
+use crate::control::observed::StatusWriter;
+use crate::core::names::{Identity, NodeId};
+use crate::core::status::{DeploymentStatus, NodeStatus, UpDown};
+use crate::node::threads::{self, SpawnError, Stoppable};
+use crate::ports::Log;
+
+/// The details of a deployment are written at most this often while only offsets move.
+const DETAIL_EVERY: Duration = Duration::from_secs(10);
+
+/// The reporter's thread and mouth.
+pub struct Reporter {
+    /// Takes a status; full while the last one is being written.
+    pub queue: Sender<NodeStatus>,
+    thread: Stoppable,
+}
+
+impl Reporter {
+    /// Starts the reporter.
+    pub fn start(log: Arc<dyn Log>, node: NodeId) -> Result<Self, SpawnError> {
+        let (queue, statuses) = crossbeam_channel::bounded::<NodeStatus>(1);
+        let thread = threads::spawn("coproc-status", move |stop| {
+            let mut pen = Pen { log, node, writer: None, written: BTreeMap::new() };
+            loop {
+                match statuses.recv_timeout(Duration::from_millis(200)) {
+                    Ok(status) => pen.write(&status),
+                    Err(RecvTimeoutError::Timeout) if !stop.load(Ordering::Relaxed) => {}
+                    Err(_) => return,
+                }
+            }
+        })?;
+        Ok(Self { queue, thread })
+    }
+
+    /// Writes a last status and ends.
+    pub fn stop(self, last: NodeStatus, deadline: Instant) {
+        let _ = self.queue.send_deadline(last, deadline);
+        drop(self.queue);
+        self.thread.stop_by(deadline);
+    }
+}
+
+struct Written {
+    status: DeploymentStatus,
+    at: Instant,
+}
+
+struct Pen {
+    log: Arc<dyn Log>,
+    node: NodeId,
+    writer: Option<StatusWriter>,
+    written: BTreeMap<Identity, Written>,
+}
+
+impl Pen {
+    fn write(&mut self, status: &NodeStatus) {
+        let now = Instant::now();
+        let is_last = status.status == UpDown::Down;
+        let current: BTreeMap<&Identity, &DeploymentStatus> =
+            status.coprocessors.values().map(|deployment| (&deployment.identity, deployment)).collect();
+        let gone: Vec<Identity> =
+            self.written.keys().filter(|identity| !current.contains_key(identity)).cloned().collect();
+        let details: Vec<DeploymentStatus> = current
+            .values()
+            .filter(|deployment| is_last || self.is_due(deployment, now))
+            .map(|deployment| (*deployment).clone())
+            .collect();
+        if self.writer.is_none() {
+            match StatusWriter::open(self.log.as_ref(), self.node) {
+                Ok(writer) => self.writer = Some(writer),
+                Err(error) => {
+                    tracing::warn!(%error, "the status cannot be written: nothing else is harmed");
+                    return;
+                }
+            }
+        }
+        let Some(writer) = &mut self.writer else { return };
+        match writer.write(status, &details, &gone) {
+            Ok(()) => {
+                for identity in gone {
+                    self.written.remove(&identity);
+                }
+                for status in details {
+                    self.written.insert(status.identity.clone(), Written { status, at: now });
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the status was not written: nothing else is harmed");
+                self.writer = None;
+            }
+        }
+    }
+
+    fn is_due(&self, deployment: &DeploymentStatus, now: Instant) -> bool {
+        let Some(Written { status, at }) = self.written.get(&deployment.identity) else { return true };
+        let same_but_offsets = status.state == deployment.state
+            && status.generation == deployment.generation
+            && status.last_error == deployment.last_error
+            && status.partitions.len() == deployment.partitions.len();
+        !same_but_offsets || (*status != *deployment && now.saturating_duration_since(*at) >= DETAIL_EVERY)
+    }
+}

@@ -1,0 +1,282 @@
+//! The supervisor: makes what runs equal to what is desired, one deployment at a time, on one thread.
+//!
+//! It never blocks on a module, a guest or a lane: loads happen in the loader, lanes stop in their own time, and a
+//! tick looks at what has become of both. What a deployment needs next is decided in `entry`.
+
+mod entry;
+mod status;
+mod topics;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use crate::control::desired::{Change, Desired};
+use crate::control::modules;
+use crate::core::deployment::{Deployment, find_cycle};
+use crate::core::names::Identity;
+use crate::core::record::TimestampMs;
+use crate::core::status::{HEARTBEAT_MS, UpDown};
+use crate::node::guest_logs::GuestLogs;
+use crate::node::loader::{Loaded, Loader};
+use crate::node::reporter::Reporter;
+use crate::node::supervisor::entry::Entry;
+use crate::node::{NodeConfig, NodeParts};
+use crate::telemetry::metrics::NodeMetrics;
+
+/// How often lanes, loads and missing topics are looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// A change of status is written this soon, and later the larger the status is.
+const STATUS_SOON: Duration = Duration::from_millis(250);
+/// Bytes of status that are written per second at most, by changes alone.
+const STATUS_BYTES_PER_SECOND: u64 = 256 << 10;
+/// About the bytes of one coprocessor in the heartbeat.
+const STATUS_BYTES_EACH: u64 = 400;
+/// How often unreferenced modules are looked for.
+const SWEEP_EVERY: Duration = Duration::from_hours(1);
+
+/// Everything that the supervisor works with.
+pub(super) struct Context {
+    pub config: NodeConfig,
+    pub parts: NodeParts,
+    pub metrics: Arc<NodeMetrics>,
+    pub loader: Loader,
+    pub guest_logs: GuestLogs,
+}
+
+/// The supervisor's inputs.
+pub(super) struct Inputs {
+    pub changes: Receiver<Change>,
+    pub loaded: Receiver<Loaded>,
+}
+
+/// The supervisor.
+pub(super) struct Supervisor {
+    context: Context,
+    entries: BTreeMap<Identity, Entry>,
+    ready: Arc<AtomicBool>,
+    reporter: Reporter,
+    last_report: Option<Instant>,
+    last_sweep: Instant,
+    is_dirty: bool,
+}
+
+impl Supervisor {
+    /// A supervisor of nothing yet.
+    pub fn new(context: Context, reporter: Reporter, ready: Arc<AtomicBool>) -> Self {
+        Self {
+            context,
+            entries: BTreeMap::new(),
+            ready,
+            reporter,
+            last_report: None,
+            last_sweep: Instant::now(),
+            is_dirty: true,
+        }
+    }
+
+    /// Runs until told to stop, then drains: lanes commit and end, the node says `down`.
+    pub fn run(mut self, inputs: &Inputs, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            self.take_inputs(inputs);
+            self.tick();
+        }
+        self.drain();
+    }
+
+    fn take_inputs(&mut self, inputs: &Inputs) {
+        while let Ok(loaded) = inputs.loaded.try_recv() {
+            self.take_loaded(loaded);
+        }
+        match inputs.changes.recv_timeout(TICK) {
+            Ok(change) => {
+                self.take_change(change);
+                // What else is there already is taken at once: a thousand deployments must not take a thousand ticks.
+                while let Ok(change) = inputs.changes.try_recv() {
+                    self.take_change(change);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(TICK),
+        }
+    }
+
+    fn take_change(&mut self, change: Change) {
+        match change {
+            Change::Set(identity, desired) => {
+                tracing::info!(deployment = %identity, generation = desired.generation(), "a deployment is desired");
+                let now_ms = self.now_ms();
+                let entry = self.entries.entry(identity.clone()).or_insert_with(|| Entry::new(identity));
+                entry.desire(Some(desired), now_ms);
+                self.is_dirty = true;
+            }
+            Change::Removed(identity) => {
+                tracing::info!(deployment = %identity, "a deployment is to go");
+                let now_ms = self.now_ms();
+                if let Some(entry) = self.entries.get_mut(&identity) {
+                    entry.desire(None, now_ms);
+                }
+                self.is_dirty = true;
+            }
+            Change::CaughtUp => {
+                self.ready.store(true, Ordering::Relaxed);
+                self.is_dirty = true;
+            }
+            Change::Ignored { .. } => {}
+        }
+    }
+
+    fn take_loaded(&mut self, loaded: Loaded) {
+        let now_ms = self.now_ms();
+        if let Some(entry) = self.entries.get_mut(&loaded.identity) {
+            entry.loaded(loaded.generation, loaded.chain, now_ms);
+            self.is_dirty = true;
+        }
+    }
+
+    fn now_ms(&self) -> TimestampMs {
+        self.context.parts.clock.wall_ms()
+    }
+
+    fn tick(&mut self) {
+        let identities: Vec<Identity> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.wants_attention())
+            .map(|(at, _)| at.clone())
+            .collect();
+        for identity in identities {
+            let hindrance = self.hindrance(&identity);
+            let Some(entry) = self.entries.get_mut(&identity) else { continue };
+            self.is_dirty |= entry.step(&self.context, hindrance);
+            if entry.is_gone() {
+                self.entries.remove(&identity);
+                self.is_dirty = true;
+            }
+        }
+        self.is_dirty |= self.entries.values().any(Entry::take_changed);
+        self.report();
+        self.sweep();
+    }
+
+    /// What keeps a deployment from starting, as seen from all of them: a cycle, a group in use, no free lane.
+    fn hindrance(&self, identity: &Identity) -> Option<(&'static str, String)> {
+        let wanted = self.entries.get(identity)?.wanted()?;
+        let is_start = self.entries.get(identity)?.is_to_start();
+        let others = || self.entries.iter().filter(|(at, _)| *at != identity);
+        if let Some(cycle) = self.cycle_with(identity, wanted) {
+            return Some(("TopicCycle", cycle));
+        }
+        let group = wanted.consumer_group(identity);
+        let holder = others().find(|(at, entry)| {
+            entry.wanted().is_some_and(|other| entry.has_lanes() && other.consumer_group(at) == group)
+        });
+        if let Some((at, _)) = holder {
+            return Some((
+                "GroupInUse",
+                format!("consumer group {group} is in use by {at}: name another one"),
+            ));
+        }
+        let lanes: usize = others().map(|(_, entry)| entry.lane_count()).sum();
+        let needed = usize::from(wanted.policies.parallelism);
+        if is_start && lanes + needed > self.context.config.max_lanes {
+            let message = format!(
+                "{needed} lanes are needed, {lanes} of {} are in use on this node: raise maxLanes or add nodes",
+                self.context.config.max_lanes
+            );
+            return Some(("PoolFull", message));
+        }
+        None
+    }
+
+    /// The cycle that the deployment would close, if it would. Of two that close one together, the older runs.
+    fn cycle_with(&self, identity: &Identity, wanted: &Arc<Deployment>) -> Option<String> {
+        let others: Vec<&Deployment> = self
+            .entries
+            .iter()
+            .filter(|(at, entry)| *at != identity && entry.has_lanes())
+            .filter_map(|(_, entry)| entry.wanted().map(Arc::as_ref))
+            .collect();
+        let cycle = find_cycle(others.into_iter().chain([wanted.as_ref()]))?;
+        let path: Vec<&str> = cycle.iter().map(crate::core::names::TopicName::as_str).collect();
+        Some(format!("records would go round for ever: {}", path.join(" -> ")))
+    }
+
+    fn report(&mut self) {
+        let since = self.last_report.map_or(Duration::MAX, |at| at.elapsed());
+        let size = self.entries.len() as u64 * STATUS_BYTES_EACH;
+        let soon = STATUS_SOON.max(Duration::from_millis(size * 1_000 / STATUS_BYTES_PER_SECOND));
+        let is_overdue = since >= Duration::from_millis(HEARTBEAT_MS.cast_unsigned());
+        if !is_overdue && (!self.is_dirty || since < soon) {
+            return;
+        }
+        let status = self.status(UpDown::Up);
+        if self.reporter.queue.try_send(status).is_ok() {
+            self.last_report = Some(Instant::now());
+            self.is_dirty = false;
+        }
+    }
+
+    fn status(&self, status: UpDown) -> crate::core::status::NodeStatus {
+        let capabilities = self.context.parts.log.capabilities();
+        status::node_status(
+            &self.context.config,
+            status,
+            self.now_ms(),
+            &capabilities.description,
+            self.entries.values(),
+        )
+    }
+
+    /// Removes modules that nobody names any more, now and then.
+    fn sweep(&mut self) {
+        if self.last_sweep.elapsed() < SWEEP_EVERY || !self.ready.load(Ordering::Relaxed) {
+            return;
+        }
+        self.last_sweep = Instant::now();
+        let log = self.context.parts.log.as_ref();
+        // Every pool's deployments count: the topic is shared.
+        let swept = crate::control::desired::read(log).and_then(|state| {
+            let named: BTreeSet<_> = state
+                .iter()
+                .filter_map(|(_, _, desired)| match desired {
+                    Desired::Deployment(deployment) => Some(deployment),
+                    Desired::Unsupported { .. } => None,
+                })
+                .flat_map(|deployment| deployment.steps.iter().map(|step| step.module.digest))
+                .collect();
+            let has_unknown =
+                state.iter().any(|(_, _, desired)| matches!(desired, Desired::Unsupported { .. }));
+            if has_unknown { Ok(0) } else { modules::sweep(log, &named, self.now_ms()) }
+        });
+        match swept {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "modules that no deployment names were removed"),
+            Err(error) => {
+                tracing::warn!(%error, "unreferenced modules were not removed: tried again in an hour");
+            }
+        }
+    }
+
+    fn drain(mut self) {
+        self.ready.store(false, Ordering::Relaxed);
+        let deadline = Instant::now() + self.context.config.drain;
+        for entry in self.entries.values() {
+            entry.ask_lanes_to_stop();
+        }
+        let mut clean = true;
+        for entry in self.entries.values_mut() {
+            clean &= entry.stop_lanes_by(deadline);
+        }
+        if !clean {
+            tracing::warn!(
+                "some lanes did not end in time: what they had not committed is done again at the next start"
+            );
+        }
+        let status = self.status(UpDown::Down);
+        self.reporter.stop(status, deadline.max(Instant::now() + Duration::from_secs(1)));
+    }
+}

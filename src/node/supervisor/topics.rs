@@ -1,0 +1,76 @@
+//! Looks at the topics of a deployment before its lanes start, and makes the materialized ones.
+
+use std::collections::BTreeMap;
+
+use crate::core::deployment::{Deployment, Naming};
+use crate::core::names::TopicName;
+use crate::ports::{Log, LogError, TopicConfig};
+
+/// Why the topics are not ready.
+pub enum NotReady {
+    /// Topics that are not there.
+    Missing(Vec<TopicName>),
+    /// A topic that is there and cannot be used.
+    Unusable(String),
+    /// The log does not say.
+    Log(LogError),
+}
+
+/// The configurations of the topics that a deployment writes, once all that it binds are there.
+pub fn ready(log: &dyn Log, deployment: &Deployment) -> Result<BTreeMap<TopicName, TopicConfig>, NotReady> {
+    let mut missing = Vec::new();
+    let mut sources = BTreeMap::new();
+    for input in deployment.inputs() {
+        match log.topics().describe(input).map_err(NotReady::Log)? {
+            Some(info) => drop(sources.insert(input.clone(), info.config)),
+            None => missing.push(input.clone()),
+        }
+    }
+    if !missing.is_empty() {
+        return Err(NotReady::Missing(missing));
+    }
+    make_materialized(log, deployment, &sources)?;
+    let mut outputs = BTreeMap::new();
+    for output in deployment.all_outputs() {
+        match log.topics().describe(&output).map_err(NotReady::Log)? {
+            Some(info) => drop(outputs.insert(output, info.config)),
+            None => missing.push(output),
+        }
+    }
+    if missing.is_empty() { Ok(outputs) } else { Err(NotReady::Missing(missing)) }
+}
+
+fn make_materialized(
+    log: &dyn Log,
+    deployment: &Deployment,
+    sources: &BTreeMap<TopicName, TopicConfig>,
+) -> Result<(), NotReady> {
+    for (input, source) in sources {
+        for sink in deployment.kafka_sinks().filter(|sink| sink.naming == Naming::Materialized) {
+            let Ok(topic) = TopicName::materialized(input, &sink.topic) else { continue };
+            let config = TopicConfig { materialized: true, ..source.clone() };
+            match log.topics().create(&topic, &config) {
+                Ok(()) => tracing::info!(%topic, source = %input, "a materialized topic was made"),
+                Err(LogError::TopicExists(_)) => check_materialized(log, &topic, input, &config)?,
+                Err(error) => return Err(NotReady::Log(error)),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_materialized(
+    log: &dyn Log,
+    topic: &TopicName,
+    input: &TopicName,
+    wanted: &TopicConfig,
+) -> Result<(), NotReady> {
+    let found = log.topics().describe(topic).map_err(NotReady::Log)?;
+    match found {
+        Some(info) if info.config.partitions < wanted.partitions => Err(NotReady::Unusable(format!(
+            "materialized topic {topic} has {} partitions, its source {input} has {}: delete it, it is made anew",
+            info.config.partitions, wanted.partitions
+        ))),
+        _ => Ok(()),
+    }
+}
