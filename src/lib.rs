@@ -3,5 +3,9 @@
 //! The floors, from the ground up; arrows point down only, and a test checks it (`tests/layering.rs`):
 //! `core` ← `ports` ← adapters (`log`, `wasm`, …) and `control`, `node` ← `cli`. See `docs/architecture.md`.
 
+#[cfg(feature = "connect")]
+pub mod connect;
 pub mod core;
 pub mod ports;
+#[cfg(feature = "wasm")]
+pub mod wasm;
