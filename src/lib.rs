@@ -3,8 +3,12 @@
 //! The floors, from the ground up; arrows point down only, and a test checks it (`tests/layering.rs`):
 //! `core` ← `ports` ← adapters (`log`, `wasm`, …) and `control`, `node` ← `cli`. See `docs/architecture.md`.
 
+#[cfg(feature = "connect")]
+pub mod connect;
 pub mod control;
 pub mod core;
 pub mod node;
 pub mod ports;
 pub mod telemetry;
+#[cfg(feature = "wasm")]
+pub mod wasm;
