@@ -8,13 +8,19 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod arguments;
+mod bench;
+mod build;
 mod completion;
 mod consume;
 mod deploy;
 mod deployments;
 mod describe;
 mod docs;
+mod engine;
 pub mod exit;
+mod golden;
+mod harness;
+mod init;
 mod list;
 mod logs;
 mod manifest;
@@ -26,6 +32,7 @@ mod pause;
 mod produce;
 mod records;
 mod remove;
+mod test;
 mod topic;
 mod wait;
 
@@ -43,6 +50,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::Command),
+    Build(build::Command),
+    Test(test::Command),
+    Bench(bench::Command),
     Deploy(deploy::Command),
     #[command(visible_alias = "ls")]
     List(list::Command),
@@ -82,6 +93,10 @@ pub fn main() -> ExitCode {
 impl Command {
     fn run(&self, target: &open::Target) -> anyhow::Result<()> {
         match self {
+            Self::Init(command) => command.run(),
+            Self::Build(command) => command.run(),
+            Self::Test(command) => command.run(),
+            Self::Bench(command) => command.run(),
             Self::Deploy(command) => command.run(target),
             Self::List(command) => command.run(target),
             Self::Describe(command) => command.run(target),

@@ -130,6 +130,9 @@ impl Command {
         if !self.no_topic_check {
             check_topics(log.as_ref(), &deployment)?;
         }
+        for (module, step) in modules.iter().zip(&manifest.steps) {
+            modules::check(module, &step.limits, &step.env)?;
+        }
         for module in &modules {
             upload(log.as_ref(), &module.bytes)?;
         }
@@ -160,7 +163,7 @@ impl Command {
     fn manifest(&self) -> anyhow::Result<Manifest> {
         let mut manifest = match &self.file {
             Some(file) => manifest::read(file)?,
-            None => self.bare_manifest()?,
+            None => self.bare()?,
         };
         if !self.modules.is_empty() {
             let before = manifest.steps.first().map(|step| (step.env.clone(), step.limits));
@@ -190,23 +193,11 @@ impl Command {
         Ok(manifest)
     }
 
-    fn bare_manifest(&self) -> anyhow::Result<Manifest> {
-        let name = match (&self.name, self.modules.first()) {
-            (Some(name), _) => name.clone(),
-            (None, Some(module)) => name_of(module)?,
-            (None, None) => return Err(coded(Exit::Usage, "name a module, or a manifest with -f")),
-        };
-        Ok(Manifest {
-            name,
-            description: String::new(),
-            language: Language::default(),
-            steps: Vec::new(),
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-            naming: Naming::default(),
-            start: StartOffset::default(),
-            policies: Policies::default(),
-        })
+    fn bare(&self) -> anyhow::Result<Manifest> {
+        match &self.name {
+            Some(name) => Ok(bare(name.clone())),
+            None => manifest_of(&self.modules),
+        }
     }
 
     fn limit(&self, limits: &mut Limits) {
@@ -238,6 +229,26 @@ impl Command {
                 DeliveryArg::AtLeastOnce => Delivery::AtLeastOnce,
             };
         }
+    }
+}
+
+/// The manifest of these modules, with every default.
+pub fn manifest_of(modules: &[PathBuf]) -> anyhow::Result<Manifest> {
+    let first = modules.first().ok_or_else(|| coded(Exit::Usage, "name a module, or a manifest with -f"))?;
+    Ok(Manifest { steps: steps(modules, Default::default()), ..bare(name_of(first)?) })
+}
+
+fn bare(name: DeploymentName) -> Manifest {
+    Manifest {
+        name,
+        description: String::new(),
+        language: Language::default(),
+        steps: Vec::new(),
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        naming: Naming::default(),
+        start: StartOffset::default(),
+        policies: Policies::default(),
     }
 }
 

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use crate::telemetry::clock::SystemClock;
 use crate::cli::deployments;
 use crate::control::desired;
 use crate::core::names::{Identity, Installation, PoolName};
 use crate::core::record::TimestampMs;
 use crate::ports::{Clock, Log, LogError};
+use crate::telemetry::clock::SystemClock;
 
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
