@@ -3,6 +3,8 @@
 //! The floors, from the ground up; arrows point down only, and a test checks it (`tests/layering.rs`):
 //! `core` ← `ports` ← adapters (`log`, `wasm`, …) and `control`, `node` ← `cli`. See `docs/architecture.md`.
 
+#[cfg(feature = "cli")]
+pub mod cli;
 #[cfg(feature = "connect")]
 pub mod connect;
 pub mod control;

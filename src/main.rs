@@ -1,3 +1,5 @@
 //! The `coproc` program: parse, then hand over.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    coproc::cli::main()
+}

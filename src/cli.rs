@@ -1,0 +1,115 @@
+//! The command line: one file per command, each written against the ports.
+//!
+//! This is the top floor: it reads the arguments and the environment, plugs adapters in, and turns errors into
+//! messages and exit codes. Nothing below knows that it exists.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod arguments;
+mod bench;
+mod build;
+mod completion;
+mod consume;
+mod deploy;
+mod deployments;
+mod describe;
+mod docs;
+mod engine;
+pub mod exit;
+mod golden;
+mod harness;
+mod init;
+mod list;
+mod logs;
+mod manifest;
+mod modules;
+mod offsets;
+mod open;
+mod output;
+mod pause;
+mod produce;
+mod records;
+mod remove;
+mod test;
+mod topic;
+mod wait;
+
+pub use docs::reference;
+
+/// WebAssembly functions on Kafka streams, each record exactly once
+#[derive(Debug, Parser)]
+#[command(name = "coproc", version, after_help = exit::HELP, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    target: open::Target,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(init::Command),
+    Build(build::Command),
+    Test(test::Command),
+    Bench(bench::Command),
+    Deploy(deploy::Command),
+    #[command(visible_alias = "ls")]
+    List(list::Command),
+    Describe(describe::Command),
+    Logs(logs::Command),
+    /// Stop processing after the last commit, keep the place
+    Pause(pause::Command),
+    /// Go on after a pause
+    Resume(pause::Command),
+    /// Remove deployments; topics and records stay
+    #[command(visible_alias = "rm")]
+    Remove(remove::Command),
+    #[command(subcommand)]
+    Topic(topic::Command),
+    Produce(produce::Command),
+    Consume(consume::Command),
+    #[command(subcommand)]
+    Offsets(offsets::Command),
+    Completion(completion::Command),
+    #[command(hide = true)]
+    Docs(docs::Command),
+}
+
+/// Parses the arguments, runs the command, and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command.run(&cli.target) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if exit::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(exit::of(&error) as u8)
+        }
+    }
+}
+
+impl Command {
+    fn run(&self, target: &open::Target) -> anyhow::Result<()> {
+        match self {
+            Self::Init(command) => command.run(),
+            Self::Build(command) => command.run(),
+            Self::Test(command) => command.run(),
+            Self::Bench(command) => command.run(),
+            Self::Deploy(command) => command.run(target),
+            Self::List(command) => command.run(target),
+            Self::Describe(command) => command.run(target),
+            Self::Logs(command) => command.run(target),
+            Self::Pause(command) => command.run(target, true),
+            Self::Resume(command) => command.run(target, false),
+            Self::Remove(command) => command.run(target),
+            Self::Topic(command) => command.run(target),
+            Self::Produce(command) => command.run(target),
+            Self::Consume(command) => command.run(target),
+            Self::Offsets(command) => command.run(target),
+            Self::Completion(command) => command.run(),
+            Self::Docs(command) => command.run(),
+        }
+    }
+}
