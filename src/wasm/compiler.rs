@@ -98,6 +98,11 @@ impl Compiler {
         self.wait(&mut jobs, digest)
     }
 
+    /// The program of this digest, if somebody still has it.
+    pub(super) fn cached(&self, digest: Digest) -> Option<Arc<dyn Program>> {
+        self.shared.jobs.lock().programs.get(&digest).and_then(Weak::upgrade)
+    }
+
     fn spawn(
         &self,
         jobs: &mut Jobs,

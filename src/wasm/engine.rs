@@ -125,6 +125,10 @@ impl Engine for Wasmtime {
         let (parts, bytes) = (Arc::clone(&self.parts), bytes.to_vec());
         self.compiler.compile(digest, move || parts.program(&bytes, digest, &info))
     }
+
+    fn cached(&self, digest: Digest) -> Option<Arc<dyn Program>> {
+        self.compiler.cached(digest)
+    }
 }
 
 impl Parts {
