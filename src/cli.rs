@@ -16,6 +16,7 @@ mod deploy;
 mod deployments;
 mod describe;
 mod docs;
+pub mod drop_folder;
 mod engine;
 pub mod exit;
 #[cfg(feature = "failpoints")]

@@ -8,6 +8,7 @@ mod admission;
 mod cache;
 mod compiler;
 mod engine;
+pub mod section;
 mod ticker;
 mod transform;
 

@@ -43,7 +43,7 @@ impl Default for WasmOptions {
     fn default() -> Self {
         Self {
             admission: AdmissionLimits::default(),
-            compile_timeout: Duration::from_secs(60),
+            compile_timeout: Duration::from_mins(1),
             compile_threads: std::thread::available_parallelism().map_or(1, usize::from).min(4),
             cache_dir: None,
             cache_bytes: 1 << 30,
