@@ -18,6 +18,8 @@ mod describe;
 mod docs;
 mod engine;
 pub mod exit;
+#[cfg(feature = "failpoints")]
+mod failpoints;
 mod golden;
 mod harness;
 mod init;
@@ -79,6 +81,8 @@ enum Command {
 
 /// Parses the arguments, runs the command, and says how it ended.
 pub fn main() -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    failpoints::arm();
     let cli = Cli::parse();
     match cli.command.run(&cli.target) {
         Ok(()) => ExitCode::SUCCESS,

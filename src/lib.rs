@@ -5,8 +5,12 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "connect")]
+pub mod connect;
 pub mod control;
 pub mod core;
 pub mod node;
 pub mod ports;
 pub mod telemetry;
+#[cfg(feature = "wasm")]
+pub mod wasm;

@@ -188,11 +188,12 @@ impl Lane {
 
     /// Does one bounded piece of work: at most one batch within the commit interval, or one wait.
     pub fn turn(&mut self) -> Turn {
+        let must_rewind = matches!(self.machine.phase(), Phase::Recovering { .. });
         if self.parts.stop.load(Ordering::Relaxed) {
             self.machine.drain();
         }
         match self.machine.phase() {
-            Phase::Draining => Turn::Ended(self.finish()),
+            Phase::Draining => Turn::Ended(self.finish(!must_rewind)),
             Phase::Stopped => Turn::Ended(End::Drained),
             Phase::Recovering { until, .. } => self.recover(until),
             Phase::Running => match self.advance() {
@@ -438,6 +439,8 @@ impl Lane {
             self.report_ends();
         }
         for (partition, next) in moved {
+            // Only now is a retry over: the log may still have refused what the record wrote.
+            self.machine.progressed(&partition, next);
             if self.careful.get(&partition).is_some_and(|end| *end <= next) {
                 self.careful.remove(&partition);
             }
@@ -562,8 +565,12 @@ impl Lane {
         Ok(())
     }
 
-    fn finish(&mut self) -> End {
+    fn finish(&mut self, may_commit: bool) -> End {
         self.machine.stopped();
+        if !may_commit {
+            // The log failed: what is uncommitted is dropped with the session, and read again at the next start.
+            return End::Drained;
+        }
         match self.commit() {
             Ok(()) => End::Drained,
             Err(error) => {

@@ -172,7 +172,6 @@ impl Lane {
             return;
         }
         self.ledger.advance(at, next);
-        self.machine.progressed(at, next);
         self.pending.records_in += (done - before) as u64;
         self.pending.bytes_in += chain.source_bytes(before, done);
         self.set_due();

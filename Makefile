@@ -1,0 +1,49 @@
+# Every habit has a name. `make help` lists them.
+SHELL := /bin/bash
+CARGO ?= cargo
+
+.PHONY: help demo test build release fmt lint bench deny docs update clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: ## Build, run the example on real data, show the result, leave nothing running.
+	@scripts/setup.sh
+	@scripts/demo.sh
+
+test: ## Install what is missing, then every check and test.
+	@scripts/setup.sh
+	@scripts/test.sh
+
+build: ## Debug build.
+	$(CARGO) build
+
+release: ## Optimised build.
+	$(CARGO) build --release
+
+fmt: ## Format.
+	$(CARGO) fmt --all
+
+lint: ## Formatting and clippy, as CI sees them.
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+bench: ## Benchmarks, each with its limit in the same run.
+	$(CARGO) bench --bench guest
+	$(CARGO) bench --bench log
+	$(CARGO) bench --bench node
+
+deny: ## Advisories, licences and duplicates (needs cargo-deny).
+	$(CARGO) deny check
+
+docs: ## API documentation.
+	$(CARGO) doc --no-deps
+
+update: ## Rewrite what is generated: CLI and metrics reference, RPC code.
+	UPDATE=1 $(CARGO) test --test reference --test cli
+
+soak: ## The crash test, long: 500 kills under load.
+	COPROC_KILLS=500 $(CARGO) test --release --test crash -- --nocapture
+
+clean: ## Remove build output.
+	$(CARGO) clean

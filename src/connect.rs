@@ -1,0 +1,1 @@
+//! Clients of the outside world, one file per kind.

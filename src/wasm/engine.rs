@@ -1,0 +1,225 @@
+//! The engine: wasmtime with our settings, from bytes to programs.
+
+use std::hash::{Hash, Hasher};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use wasmtime::{Config, Engine as Runtime, Module, OptLevel};
+
+use crate::core::digest::Digest;
+use crate::ports::{Engine, ModuleError, Program, SchemaRegistry};
+
+use super::admission::{self, AdmissionLimits, ModuleInfo};
+use super::cache::CodeCache;
+use super::compiler::Compiler;
+use super::digest_of;
+use super::ticker::Ticker;
+use super::transform::{Bindings, Host, TransformProgram};
+
+/// Stack that a guest may use.
+const GUEST_STACK: usize = 512 << 10;
+/// Stack of a fiber: the guest's, and room for the host functions that it calls. Pages that are never touched
+/// take no memory.
+const FIBER_STACK: usize = 2 << 20;
+
+/// How the engine is set up.
+#[derive(Debug, Clone)]
+pub struct WasmOptions {
+    /// Bounds of the modules that are taken.
+    pub admission: AdmissionLimits,
+    /// Longest time that a module may compile.
+    pub compile_timeout: Duration,
+    /// Most modules that are compiled at a time.
+    pub compile_threads: usize,
+    /// A private directory for compiled code; `None` compiles anew at every start.
+    pub cache_dir: Option<PathBuf>,
+    /// Most bytes of compiled code that are kept there.
+    pub cache_bytes: u64,
+}
+
+impl Default for WasmOptions {
+    fn default() -> Self {
+        Self {
+            admission: AdmissionLimits::default(),
+            compile_timeout: Duration::from_secs(60),
+            compile_threads: std::thread::available_parallelism().map_or(1, usize::from).min(4),
+            cache_dir: None,
+            cache_bytes: 1 << 30,
+        }
+    }
+}
+
+/// The engine cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// wasmtime does not take its settings on this machine.
+    #[error("cannot set up wasmtime: {0}")]
+    Runtime(String),
+    /// The cache directory cannot be used.
+    #[error("cannot use the cache of compiled modules in {dir:?}: {source}")]
+    Cache {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The thread that watches guests cannot be started.
+    #[error("cannot start the thread that watches guests: {0}")]
+    Ticker(std::io::Error),
+}
+
+/// Compiles modules and runs them with wasmtime.
+pub struct Wasmtime {
+    parts: Arc<Parts>,
+    compiler: Compiler,
+    limits: AdmissionLimits,
+}
+
+/// What a compilation needs.
+struct Parts {
+    host: Arc<Host>,
+    bindings: Bindings,
+    cache: Option<CodeCache>,
+}
+
+impl Wasmtime {
+    /// Sets up the engine. Guests that ask for schemas get an error when `registry` is `None`.
+    pub fn new(
+        options: WasmOptions,
+        registry: Option<Arc<dyn SchemaRegistry>>,
+    ) -> Result<Arc<Self>, EngineError> {
+        let runtime = |error: wasmtime::Error| EngineError::Runtime(format!("{error:#}"));
+        let engine = Runtime::new(&settings()).map_err(runtime)?;
+        let cache = match options.cache_dir {
+            None => None,
+            Some(dir) => Some(
+                CodeCache::open(&dir, compatibility(&engine), options.cache_bytes)
+                    .map_err(|source| EngineError::Cache { dir, source })?,
+            ),
+        };
+        let ticker = Ticker::start(&engine).map_err(EngineError::Ticker)?;
+        let bindings = Bindings::new(&engine, ticker.ticks()).map_err(runtime)?;
+        let host = Arc::new(Host { engine, ticker, registry });
+        Ok(Arc::new(Self {
+            parts: Arc::new(Parts { host, bindings, cache }),
+            compiler: Compiler::new(options.compile_threads, options.compile_timeout),
+            limits: options.admission,
+        }))
+    }
+}
+
+impl Engine for Wasmtime {
+    fn compile(&self, bytes: &[u8], digest: Digest) -> Result<Arc<dyn Program>, ModuleError> {
+        let info = admission::inspect(bytes, &self.limits)?;
+        let found = digest_of(bytes);
+        if found != digest {
+            return Err(ModuleError::WrongDigest { wanted: digest, found });
+        }
+        if let Some(error) =
+            admission::unknown_imports(&info, |module, name| self.parts.bindings.has(module, name))
+        {
+            return Err(error);
+        }
+        let (parts, bytes) = (Arc::clone(&self.parts), bytes.to_vec());
+        self.compiler.compile(digest, move || parts.program(&bytes, digest, &info))
+    }
+
+    fn cached(&self, digest: Digest) -> Option<Arc<dyn Program>> {
+        self.compiler.cached(digest)
+    }
+}
+
+impl Parts {
+    fn program(
+        &self,
+        bytes: &[u8],
+        digest: Digest,
+        info: &ModuleInfo,
+    ) -> Result<Arc<dyn Program>, ModuleError> {
+        let invalid =
+            |error: wasmtime::Error| ModuleError::Invalid(format!("invalid WebAssembly: {error:#}"));
+        let module = match self.cached(digest) {
+            Some(module) => module,
+            None => {
+                let module = Module::new(&self.host.engine, bytes).map_err(invalid)?;
+                self.keep(digest, &module);
+                module
+            }
+        };
+        let host = Arc::clone(&self.host);
+        let program = TransformProgram::new(host, &self.bindings, &module, digest, info.memory_min);
+        Ok(Arc::new(program.map_err(invalid)?))
+    }
+
+    #[allow(
+        unsafe_code,
+        reason = "compiled code is made by this program, kept where only this user may write, and its checksum has \
+                  just been checked over the bytes that are loaded; see `cache`"
+    )]
+    fn cached(&self, digest: Digest) -> Option<Module> {
+        let cache = self.cache.as_ref()?;
+        let code = cache.get(digest)?;
+        // SAFETY: the bytes are what `Module::serialize` returned, in this or an earlier process of this user with
+        // the same version and settings of wasmtime: `CodeCache` refuses everything else.
+        match unsafe { Module::deserialize(&self.host.engine, code) } {
+            Ok(module) => Some(module),
+            Err(error) => {
+                tracing::warn!(%digest, %error, "compiled code in the cache does not load; the module is compiled again");
+                cache.remove(digest);
+                None
+            }
+        }
+    }
+
+    fn keep(&self, digest: Digest, module: &Module) {
+        let Some(cache) = &self.cache else { return };
+        let kept = module
+            .serialize()
+            .map_err(|error| error.to_string())
+            .and_then(|code| cache.put(digest, &code).map_err(|error| error.to_string()));
+        if let Err(error) = kept {
+            tracing::warn!(%digest, %error, "cannot keep compiled code; the module is compiled again at the next start");
+        }
+    }
+}
+
+fn settings() -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .max_wasm_stack(GUEST_STACK)
+        .async_stack_size(FIBER_STACK)
+        // A module that compiles for minutes must not hold the threads that others compile on.
+        .parallel_compilation(false)
+        .cranelift_opt_level(OptLevel::Speed)
+        .wasm_simd(true)
+        .wasm_bulk_memory(true)
+        .wasm_tail_call(true)
+        // Replays give the same result on every machine.
+        .relaxed_simd_deterministic(true)
+        .cranelift_nan_canonicalization(true)
+        .wasm_multi_memory(false)
+        .wasm_memory64(false);
+    config
+}
+
+/// What compiled code depends on.
+fn compatibility(engine: &Runtime) -> [u8; 32] {
+    struct Sha(Sha256);
+    impl Hasher for Sha {
+        fn finish(&self) -> u64 {
+            0
+        }
+
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.update((bytes.len() as u64).to_le_bytes());
+            self.0.update(bytes);
+        }
+    }
+    let mut hasher = Sha(Sha256::new());
+    // Has wasmtime's version, the target, its features and every setting of the compiler in it.
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    hasher.0.finalize().into()
+}

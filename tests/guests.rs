@@ -1,0 +1,15 @@
+//! Guests: real modules built with the published SDK, and hand-written ones for every edge of the contract.
+
+#![cfg(feature = "wasm")]
+
+#[path = "guests/abi.rs"]
+mod abi;
+#[path = "guests/admission.rs"]
+mod admission;
+#[path = "guests/harness.rs"]
+mod harness;
+#[cfg(feature = "connect")]
+#[path = "guests/registry.rs"]
+mod registry;
+#[path = "guests/sdk.rs"]
+mod sdk;
