@@ -15,6 +15,7 @@ mod consume;
 mod deploy;
 mod deployments;
 mod describe;
+mod dev;
 mod docs;
 mod engine;
 pub mod exit;
@@ -23,10 +24,12 @@ mod failpoints;
 mod golden;
 mod harness;
 mod init;
+mod inspect;
 mod list;
 mod logs;
 mod manifest;
 mod modules;
+mod node;
 mod offsets;
 mod open;
 mod output;
@@ -34,6 +37,7 @@ mod pause;
 mod produce;
 mod records;
 mod remove;
+mod runtime;
 mod test;
 mod topic;
 mod wait;
@@ -56,6 +60,9 @@ enum Command {
     Build(build::Command),
     Test(test::Command),
     Bench(bench::Command),
+    Inspect(inspect::Command),
+    Dev(dev::Command),
+    Node(node::Command),
     Deploy(deploy::Command),
     #[command(visible_alias = "ls")]
     List(list::Command),
@@ -101,6 +108,9 @@ impl Command {
             Self::Build(command) => command.run(),
             Self::Test(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+            Self::Dev(command) => command.run(target),
+            Self::Node(command) => command.run(target),
             Self::Deploy(command) => command.run(target),
             Self::List(command) => command.run(target),
             Self::Describe(command) => command.run(target),

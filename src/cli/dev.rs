@@ -27,7 +27,7 @@ pub struct Command {
     /// Most lanes at once; from the machine's memory unless given
     #[arg(long, value_name = "COUNT")]
     max_lanes: Option<usize>,
-    /// What is logged: a level, or rules like info,coproc::node=debug
+    /// What is logged: a level, or rules like `info,coproc::node=debug`
     #[arg(long, value_name = "FILTER", env = "COPROC_LOG", hide_env_values = true, default_value = "info")]
     log_filter: String,
     /// How it is logged

@@ -70,7 +70,9 @@ fn table(found: &Inspected, wide: bool) -> Table {
     row("contract", found.contract.clone());
     row("schema registry", if found.uses_schema_registry { "used" } else { "not used" }.into());
     row("memory at start", ByteSize(found.memory_min_bytes).to_string());
-    let most = found.memory_max_bytes.map_or_else(|| "as the deployment allows".into(), |max| ByteSize(max).to_string());
+    let most = found
+        .memory_max_bytes
+        .map_or_else(|| "as the deployment allows".into(), |max| ByteSize(max).to_string());
     row("memory at most", most);
     row("functions", found.functions.to_string());
     row("made by", found.producers.join(", "));

@@ -33,7 +33,7 @@ pub struct Command {
     /// Address of metrics and probes, or off
     #[arg(long, value_name = "ADDRESS")]
     http: Option<HttpArg>,
-    /// What is logged: a level, or rules like info,coproc::node=debug
+    /// What is logged: a level, or rules like `info,coproc::node=debug`
     #[arg(long, value_name = "FILTER", env = "COPROC_LOG", hide_env_values = true)]
     log_filter: Option<String>,
 }
@@ -64,10 +64,13 @@ impl Command {
     fn mean(&self, raw: RawConfig, target: &Target) -> anyhow::Result<Config> {
         let usage = |message: &str| coded(Exit::Usage, message);
         let id = self.node_id.or(raw.node_id);
-        let id = id.ok_or_else(|| usage("a node needs an id: give --node-id, or nodeId in the configuration"))?;
+        let id =
+            id.ok_or_else(|| usage("a node needs an id: give --node-id, or nodeId in the configuration"))?;
         let drain = raw.drain.unwrap_or(MAX_DRAIN);
         if drain > MAX_DRAIN || drain.0 == 0 {
-            return Err(usage(&format!("drain {drain} is not between 1ms and {MAX_DRAIN}: a node stops within 10s")));
+            return Err(usage(&format!(
+                "drain {drain} is not between 1ms and {MAX_DRAIN}: a node stops within 10s"
+            )));
         }
         let max_lanes = raw.max_lanes.unwrap_or_else(runtime::default_max_lanes);
         if max_lanes == 0 {

@@ -78,9 +78,9 @@ impl FromStr for HttpArg {
             return Ok(Self(None));
         }
         let address = text.parse();
-        address.map(|address| Self(Some(address))).map_err(|_| {
-            format!("{text:?} is neither an address like 127.0.0.1:9464 nor off")
-        })
+        address
+            .map(|address| Self(Some(address)))
+            .map_err(|_| format!("{text:?} is neither an address like 127.0.0.1:9464 nor off"))
     }
 }
 
@@ -101,7 +101,7 @@ pub fn default_max_lanes() -> usize {
         Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
     });
     let bytes = limit.into_iter().chain(total).min().unwrap_or(1 << 30);
-    usize::try_from(bytes / 2 >> 20).unwrap_or(usize::MAX).clamp(16, 10_000)
+    usize::try_from((bytes / 2) >> 20).unwrap_or(usize::MAX).clamp(16, 10_000)
 }
 
 /// Runs a node until a signal tells it to stop.
@@ -122,7 +122,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(node = %id, "node {id} runs on {dir}{http}");
     while signals.load(Ordering::Relaxed) == 0 {
         if node.has_failed() {
-            return Err(coded(Exit::Failed, "the node's main thread ended by itself: this is a bug, please report it"));
+            return Err(coded(
+                Exit::Failed,
+                "the node's main thread ended by itself: this is a bug, please report it",
+            ));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -131,7 +134,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         tracing::info!("stopped");
         Ok(())
     } else {
-        Err(coded(Exit::Failed, "not everything ended in time: what was not committed is done again at the next start"))
+        Err(coded(
+            Exit::Failed,
+            "not everything ended in time: what was not committed is done again at the next start",
+        ))
     }
 }
 
