@@ -15,6 +15,7 @@ mod consume;
 mod deploy;
 mod deployments;
 mod describe;
+mod dev;
 mod docs;
 pub mod drop_folder;
 mod engine;
@@ -24,10 +25,12 @@ mod failpoints;
 mod golden;
 mod harness;
 mod init;
+mod inspect;
 mod list;
 mod logs;
 mod manifest;
 mod modules;
+mod node;
 mod offsets;
 mod open;
 mod output;
@@ -35,6 +38,7 @@ mod pause;
 mod produce;
 mod records;
 mod remove;
+mod runtime;
 mod test;
 mod topic;
 mod wait;
@@ -57,6 +61,9 @@ enum Command {
     Build(build::Command),
     Test(test::Command),
     Bench(bench::Command),
+    Inspect(inspect::Command),
+    Dev(dev::Command),
+    Node(node::Command),
     Deploy(deploy::Command),
     #[command(visible_alias = "ls")]
     List(list::Command),
@@ -102,6 +109,9 @@ impl Command {
             Self::Build(command) => command.run(),
             Self::Test(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+            Self::Dev(command) => command.run(target),
+            Self::Node(command) => command.run(target),
             Self::Deploy(command) => command.run(target),
             Self::List(command) => command.run(target),
             Self::Describe(command) => command.run(target),

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use crate::cli::exit::{Exit, coded};
 use crate::ports::{Engine, SchemaRegistry};
+use crate::wasm::{WasmOptions, Wasmtime};
 
 /// An engine; compiled code is kept in `cache_dir` where there is one.
-pub fn new(
-    _cache_dir: Option<PathBuf>,
-    _registry: Option<Arc<dyn SchemaRegistry>>,
-) -> anyhow::Result<Arc<dyn Engine>> {
-    Err(coded(Exit::Unavailable, "this build has no engine"))
+pub fn new(cache_dir: Option<PathBuf>, schema_registry: Option<&str>) -> anyhow::Result<Arc<dyn Engine>> {
+    let registry = schema_registry.map(registry).transpose()?;
+    Ok(Wasmtime::new(WasmOptions { cache_dir, ..WasmOptions::default() }, registry)?)
+}
+
+fn registry(url: &str) -> anyhow::Result<Arc<dyn SchemaRegistry>> {
+    Err(coded(Exit::Refused, format!("schema registry {url}: this build has no client for it")))
 }

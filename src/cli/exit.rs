@@ -6,6 +6,7 @@ use std::io;
 
 use crate::control::writer;
 use crate::core::names;
+use crate::node;
 use crate::ports::{LogError, ModuleError};
 
 /// How the process ends.
@@ -68,6 +69,9 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<ModuleError>() {
         return Some(of_module(error));
     }
+    if let Some(error) = cause.downcast_ref::<node::Error>() {
+        return of_node(error);
+    }
     cause.downcast_ref::<names::Error>().map(|_| Exit::Usage)
 }
 
@@ -96,6 +100,15 @@ fn of_writer(error: &writer::Error) -> Exit {
         | writer::Error::Cycle(_)
         | writer::Error::OtherPool { .. }
         | writer::Error::GroupIsImmutable(_) => Exit::Refused,
+    }
+}
+
+fn of_node(error: &node::Error) -> Option<Exit> {
+    match error {
+        node::Error::Log(error) => Some(of_log(error)),
+        node::Error::NodeIdInUse { .. } => Some(Exit::Refused),
+        node::Error::Http(_) => Some(Exit::Unavailable),
+        node::Error::Spawn(_) | node::Error::Metrics(_) => None,
     }
 }
 
