@@ -185,7 +185,7 @@ impl DropFolder {
                 self.keep();
             }
             Err(error) => {
-                tracing::warn!(module = stem, %error, "a dropped module was not stopped: tried again")
+                tracing::warn!(module = stem, %error, "a dropped module was not stopped: tried again");
             }
         }
     }
