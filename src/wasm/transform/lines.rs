@@ -98,7 +98,9 @@ impl Lines {
         let text = printable(buffer);
         buffer.clear();
         self.sink.line(level, &text);
-        if level == LineLevel::Warn && !text.trim().is_empty() {
+        // The advice that Rust gives to whoever panics is of no use to a guest.
+        let is_advice = text.starts_with("note: run with `RUST_BACKTRACE");
+        if level == LineLevel::Warn && !text.trim().is_empty() && !is_advice {
             if self.last_words.len() == LAST_WORDS {
                 self.last_words.pop_front();
             }
