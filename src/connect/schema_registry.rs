@@ -196,7 +196,7 @@ impl SchemaRegistry for HttpSchemaRegistry {
         let url = self.url(&["subjects", subject, "versions", &version])?;
         let found: Version = self.ask(self.client.get(url))?;
         let found =
-            SubjectSchema { id: found.id, version: found.version, definition: found.schema.definition()? };
+            SubjectSchema { id: found.id, version: found.number, definition: found.schema.definition()? };
         if let Some(key) = key {
             self.versions.lock().put(key, found.clone());
         }
@@ -223,12 +223,12 @@ impl Drop for HttpSchemaRegistry {
 
 /// A schema as the interface writes it.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Schema {
-    schema: String,
+    #[serde(rename = "schema")]
+    text: String,
     /// Absent means Avro.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    schema_type: Option<String>,
+    #[serde(rename = "schemaType", default, skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     references: Vec<Reference>,
 }
@@ -243,7 +243,8 @@ struct Reference {
 #[derive(Deserialize)]
 struct Version {
     id: i32,
-    version: i32,
+    #[serde(rename = "version")]
+    number: i32,
     #[serde(flatten)]
     schema: Schema,
 }
@@ -260,7 +261,7 @@ struct Refusal {
 
 impl Schema {
     fn definition(self) -> Result<SchemaDefinition, SchemaError> {
-        let kind = match self.schema_type.as_deref() {
+        let kind = match self.kind.as_deref() {
             None | Some("AVRO") => SchemaKind::Avro,
             Some("PROTOBUF") => SchemaKind::Protobuf,
             Some("JSON") => SchemaKind::Json,
@@ -271,7 +272,7 @@ impl Schema {
             subject: reference.subject,
             version: reference.version,
         });
-        Ok(SchemaDefinition { kind, schema: self.schema, references: references.collect() })
+        Ok(SchemaDefinition { kind, schema: self.text, references: references.collect() })
     }
 }
 
@@ -283,9 +284,9 @@ impl From<&SchemaDefinition> for Schema {
             version: reference.version,
         });
         Self {
-            schema: definition.schema.clone(),
+            text: definition.schema.clone(),
             // Old registries do not know the field, and they know Avro only.
-            schema_type: match definition.kind {
+            kind: match definition.kind {
                 SchemaKind::Avro => None,
                 SchemaKind::Protobuf => Some("PROTOBUF".to_owned()),
                 SchemaKind::Json => Some("JSON".to_owned()),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coproc::ports::{Engine, ModuleError, Run};
-use coproc::wasm::{AdmissionLimits, Contract, WasmOptions, Wasmtime, digest_of, inspect};
+use coproc::wasm::{Contract, WasmOptions, Wasmtime, digest_of, inspect};
 use proptest::prelude::*;
 
 use crate::harness::{Host, engine, give, module, wat};
@@ -80,7 +80,7 @@ fn modules_that_keep_to_no_contract_are_refused() {
             format!(r#"(import "redpanda_transform" "write_record" (func)) {marker} {memory} {start}"#),
             "incompatible import type",
         ),
-        (format!(r#"{marker} {memory} {start} (memory 1)"#), "multiple memories"),
+        (format!("{marker} {memory} {start} (memory 1)"), "multiple memories"),
         (format!(r#"{marker} (memory (export "memory") i64 1) {start}"#), "memory64"),
         (format!(r#"{marker} (memory (export "memory") 1 1 shared) {start}"#), "threads"),
         (format!("{marker} {memory} {start} (tag)"), "exceptions"),
@@ -97,25 +97,17 @@ fn modules_that_keep_to_no_contract_are_refused() {
 }
 
 #[test]
-fn counts_are_bounded() {
-    let limits =
-        AdmissionLimits { functions: 2, function_bytes: 10, globals: 1, ..AdmissionLimits::default() };
-    let check = |text: &str, says: &str| {
-        let error = inspect(&wat(text), &limits).unwrap_err();
-        assert!(matches!(&error, ModuleError::TooLarge(message) if message.contains(says)), "{error}");
-    };
-    check("(func $each (param i32))", "functions, the limit is 2");
-    let limits = AdmissionLimits { function_bytes: 10, ..AdmissionLimits::default() };
-    let error = inspect(&wat("(func $each (param i32))"), &limits).unwrap_err().to_string();
-    assert!(error.contains("bytes in one function"), "{error}");
-    let limits = AdmissionLimits { module_bytes: 100, ..AdmissionLimits::default() };
-    let error = inspect(&module("identity"), &limits).unwrap_err().to_string();
-    assert!(error.contains("the limit is 100"), "{error}");
+fn a_large_module_is_refused() {
+    let options = WasmOptions { max_module_bytes: 1000, ..WasmOptions::default() };
+    let engine = Wasmtime::new(options, None).unwrap();
+    let bytes = module("identity");
+    let error = engine.compile(&bytes, digest_of(&bytes)).err().unwrap();
+    assert!(matches!(&error, ModuleError::TooLarge(says) if says.contains("the limit is 1000")), "{error}");
 }
 
 #[test]
 fn modules_are_described() {
-    let info = inspect(&module("schemas"), &AdmissionLimits::default()).unwrap();
+    let info = inspect(&module("schemas")).unwrap();
     assert_eq!(info.contract, Contract::Transform { version: 2 });
     assert!(info.uses_schema_registry);
     assert!(info.imports.contains(&"redpanda_transform.read_next_record".to_owned()));
@@ -123,7 +115,7 @@ fn modules_are_described() {
     assert_eq!((info.memory_min % 65536, info.memory_max), (0, None));
     assert!(info.functions > 100);
     assert!(info.producers.iter().any(|producer| producer.contains("rustc")), "{:?}", info.producers);
-    assert!(!inspect(&module("identity"), &AdmissionLimits::default()).unwrap().uses_schema_registry);
+    assert!(!inspect(&module("identity")).unwrap().uses_schema_registry);
 }
 
 #[test]
@@ -188,12 +180,12 @@ proptest! {
         if let Some(cut) = cut {
             bytes.truncate(cut);
         }
-        let _ = inspect(&bytes, &AdmissionLimits::default());
+        let _ = inspect(&bytes);
     }
 
     #[test]
     fn arbitrary_bytes_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..300), magic: bool) {
         let bytes = if magic { [b"\0asm\x01\0\0\0", &bytes[..]].concat() } else { bytes };
-        prop_assert!(inspect(&bytes, &AdmissionLimits::default()).is_err());
+        prop_assert!(inspect(&bytes).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! What the guest tests and the benchmark share: modules, a host for them, batches in and records out.
 
 #![allow(dead_code, reason = "each user of this file needs a part of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -196,7 +197,7 @@ pub fn budget() -> RunBudget {
     RunBudget {
         stop: Arc::new(AtomicBool::new(false)),
         output_bytes: usize::MAX,
-        time: Duration::from_secs(3600),
+        time: Duration::from_hours(1),
     }
 }
 

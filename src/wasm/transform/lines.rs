@@ -56,7 +56,7 @@ impl Lines {
 
     /// What was last said on standard error, as one line.
     pub(super) fn last_words(&self) -> Option<String> {
-        let mut words = Vec::from_iter(self.last_words.iter().map(String::as_str)).join(" | ");
+        let mut words = self.last_words.iter().map(String::as_str).collect::<Vec<_>>().join(" | ");
         if words.len() > LAST_WORDS_BYTES {
             let end = (0..=LAST_WORDS_BYTES).rev().find(|at| words.is_char_boundary(*at)).unwrap_or(0);
             words.truncate(end);
