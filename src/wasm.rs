@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::core::digest::Digest;
 
-pub use admission::{AdmissionLimits, Contract, ModuleInfo, inspect};
+pub use admission::{Contract, ModuleInfo, inspect};
 pub use engine::{EngineError, WasmOptions, Wasmtime};
 
 /// The digest of a module's bytes: its name.
