@@ -5,6 +5,8 @@
 
 pub mod control;
 pub mod core;
+#[cfg(feature = "log")]
+pub mod log;
 pub mod node;
 pub mod ports;
 pub mod telemetry;
