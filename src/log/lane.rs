@@ -190,25 +190,31 @@ impl Slot {
             return news.then_some(Event::CaughtUp { partition, next_offset: end });
         }
         batch.reset(&at.topic, at.partition);
-        // A chunk may hold nothing any more: on to the next.
-        while batch.is_empty() {
+        // Small commits make small chunks, and compaction empties some: as many as the batch takes.
+        let mut is_full = false;
+        while !is_full {
             let before = self.cursor.next();
             let read = self.cursor.read(&store.engine, &self.topic, at.partition, |record| {
-                let is_full = batch.len() >= spec.max_records
+                is_full = batch.len() >= spec.max_records
                     || (!batch.is_empty() && batch.bytes() + record.payload.len() > spec.max_bytes);
                 if !is_full {
                     batch.push(record.offset, record.timestamp, record.payload);
                 }
                 !is_full
             });
-            if let Err(error) = read {
-                self.failed = true;
-                batch.reset(&at.topic, at.partition);
-                return Some(Event::Failed(error));
+            match read {
+                // What was read is handed out first; the failure comes again.
+                Err(_) if !batch.is_empty() => break,
+                Err(error) => {
+                    self.failed = true;
+                    return Some(Event::Failed(error));
+                }
+                Ok(()) if self.cursor.next() == before => break,
+                Ok(()) => {}
             }
-            if self.cursor.next() == before && batch.is_empty() {
-                return None;
-            }
+        }
+        if batch.is_empty() {
+            return None;
         }
         self.caught_up = false;
         Some(Event::Records)
