@@ -18,6 +18,7 @@ mod describe;
 mod dev;
 mod docs;
 mod doctor;
+pub mod drop_folder;
 mod engine;
 pub mod exit;
 #[cfg(feature = "failpoints")]

@@ -8,6 +8,7 @@ mod admission;
 mod cache;
 mod compiler;
 mod engine;
+pub mod section;
 mod ticker;
 mod transform;
 
@@ -15,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::core::digest::Digest;
 
-pub use admission::{AdmissionLimits, Contract, ModuleInfo, inspect};
+pub use admission::{Contract, ModuleInfo, inspect};
 pub use engine::{EngineError, WasmOptions, Wasmtime};
 
 /// The digest of a module's bytes: its name.

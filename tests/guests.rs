@@ -1,6 +1,7 @@
 //! Guests: real modules built with the published SDK, and hand-written ones for every edge of the contract.
 
 #![cfg(feature = "wasm")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "guests/abi.rs"]
 mod abi;

@@ -10,6 +10,7 @@ use crate::cli::exit::{Exit, coded};
 use crate::cli::manifest::{self, Language, Manifest};
 use crate::cli::modules;
 use crate::cli::output::say;
+use crate::wasm::section;
 
 /// The target that transforms are built for.
 const TARGET: &str = "wasm32-wasip1";
@@ -41,6 +42,10 @@ impl Command {
             Language::Rust => self.cargo(directory, &manifest)?,
             Language::Wat => assemble(&directory.join(format!("{}.wat", manifest.name)))?,
         };
+        // A module that says itself what it reads and writes can just be dropped into a folder.
+        let text = std::fs::read_to_string(&self.file)
+            .with_context(|| format!("cannot read {}", self.file.display()))?;
+        let bytes = section::with_manifest(&bytes, &text);
         let module = modules::Module::new(step.module.clone(), bytes);
         modules::check(&module, &step.limits, &step.env)?;
         // Renamed into place, so that nobody ever deploys half a module.

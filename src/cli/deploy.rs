@@ -269,7 +269,8 @@ fn steps(modules: &[PathBuf], (env, limits): (BTreeMap<String, String>, Limits))
     modules.iter().enumerate().map(step).collect()
 }
 
-fn deployment(manifest: &Manifest, modules: &[modules::Module]) -> Deployment {
+/// The deployment of a manifest with these modules.
+pub fn deployment(manifest: &Manifest, modules: &[modules::Module]) -> Deployment {
     let step = |(step, module): (&StepFile, &modules::Module)| Step {
         name: step.name.clone(),
         module: ModuleRef { digest: module.digest, image: None },
@@ -303,7 +304,7 @@ fn deployment(manifest: &Manifest, modules: &[modules::Module]) -> Deployment {
 }
 
 /// Says what is wrong before anything is stored, with the flags' names where there is just a flag missing.
-fn check(deployment: &Deployment) -> anyhow::Result<()> {
+pub fn check(deployment: &Deployment) -> anyhow::Result<()> {
     if deployment.inputs().is_empty() {
         return Err(coded(Exit::Usage, "there is no input topic: name one with --input-topic"));
     }
@@ -314,7 +315,8 @@ fn check(deployment: &Deployment) -> anyhow::Result<()> {
     if problems.is_empty() { Ok(()) } else { Err(crate::control::writer::Error::Invalid(problems).into()) }
 }
 
-fn check_topics(log: &dyn Log, deployment: &Deployment) -> anyhow::Result<()> {
+/// Whether the topics are there.
+pub fn check_topics(log: &dyn Log, deployment: &Deployment) -> anyhow::Result<()> {
     let plain = deployment.kafka_sinks().filter(|sink| sink.naming == Naming::Plain);
     let outputs = plain.map(|sink| &sink.topic).chain(&deployment.policies.error_policy.dead_letter_topic);
     for topic in deployment.inputs().iter().chain(outputs) {

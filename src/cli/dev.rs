@@ -27,6 +27,10 @@ pub struct Command {
     /// Most lanes at once; from the machine's memory unless given
     #[arg(long, value_name = "COUNT")]
     max_lanes: Option<usize>,
+    /// Folder with submit/, active/ and inactive/: a module dropped into submit/ runs; DIR/coprocessors unless
+    /// given
+    #[arg(long, value_name = "FOLDER")]
+    drop_folder: Option<PathBuf>,
     /// What is logged: a level, or rules like `info,coproc::node=debug`
     #[arg(long, value_name = "FILTER", env = "COPROC_LOG", hide_env_values = true, default_value = "info")]
     log_filter: String,
@@ -49,6 +53,7 @@ impl Command {
             schema_registry: self.schema_registry.clone(),
             log_filter: self.log_filter.clone(),
             log_format: self.log_format,
+            drop_folder: Some(self.drop_folder.clone().unwrap_or_else(|| target.dir.join("coprocessors"))),
         })
     }
 }

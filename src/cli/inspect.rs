@@ -10,7 +10,7 @@ use crate::cli::modules::Module;
 use crate::cli::output::{FormatArgs, Table};
 use crate::core::digest::Digest;
 use crate::core::units::ByteSize;
-use crate::wasm::{AdmissionLimits, Contract, inspect};
+use crate::wasm::{Contract, inspect};
 
 /// Show what a module is and needs
 #[derive(Debug, Args)]
@@ -41,8 +41,8 @@ impl Command {
     /// Runs it.
     pub fn run(&self) -> anyhow::Result<()> {
         let module = Module::read(&self.module)?;
-        let info = inspect(&module.bytes, &AdmissionLimits::default())
-            .with_context(|| format!("{} cannot be used", self.module.display()))?;
+        let info =
+            inspect(&module.bytes).with_context(|| format!("{} cannot be used", self.module.display()))?;
         let Contract::Transform { version } = info.contract;
         let inspected = Inspected {
             file: self.module.display().to_string(),

@@ -153,7 +153,8 @@ pub fn read(path: &Path) -> anyhow::Result<Manifest> {
         .with_context(|| format!("{} is not as it has to be", path.display()))
 }
 
-fn parse(text: &str, directory: &Path) -> anyhow::Result<Manifest> {
+/// What a manifest's text means; modules are found in `directory`.
+pub fn parse(text: &str, directory: &Path) -> anyhow::Result<Manifest> {
     let raw: RawManifest = serde_yaml::from_str(text)?;
     let topics = |names: &[String]| -> anyhow::Result<Vec<TopicName>> {
         Ok(names.iter().map(|name| TopicName::from_user(name)).collect::<Result<_, _>>()?)

@@ -20,7 +20,7 @@ const MAX_DRAIN: Span = Span::from_ms(8_000);
 /// Run a node as a service
 ///
 /// The file is YAML: nodeId, pool, installation, dir, http (an address, or off), maxLanes, drain,
-/// schemaRegistry, logFilter, logFormat (text or json). SIGTERM stops the node in good order, a second one at
+/// schemaRegistry, logFilter, logFormat (text or json), dropFolder. SIGTERM stops the node in good order, a second one at
 /// once.
 #[derive(Debug, Args)]
 pub struct Command {
@@ -51,6 +51,7 @@ struct RawConfig {
     schema_registry: Option<String>,
     log_filter: Option<String>,
     log_format: Option<LogFormat>,
+    drop_folder: Option<PathBuf>,
 }
 
 impl Command {
@@ -88,6 +89,7 @@ impl Command {
             schema_registry: raw.schema_registry,
             log_filter: self.log_filter.clone().or(raw.log_filter).unwrap_or_else(|| "info".into()),
             log_format: raw.log_format.unwrap_or(LogFormat::Json),
+            drop_folder: raw.drop_folder,
         })
     }
 }

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use crate::cli::drop_folder::DropFolder;
 use crate::cli::exit::{Exit, coded};
 use crate::cli::{engine, open};
 use crate::control::modules::TopicStore;
@@ -47,6 +48,8 @@ pub struct Config {
     pub log_filter: String,
     /// How it is logged.
     pub log_format: LogFormat,
+    /// Where modules may be dropped.
+    pub drop_folder: Option<PathBuf>,
 }
 
 /// How the node's own log is written.
@@ -112,12 +115,16 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let engine = engine::new(Some(config.dir.join("cache")), config.schema_registry.as_deref())?;
     let parts = NodeParts {
         modules: Arc::new(TopicStore::new(log.clone())),
-        log,
+        log: log.clone(),
         engine,
         clock: Arc::new(SystemClock::default()),
     };
     let (id, dir) = (config.node_id, config.dir.display().to_string());
+    let (installation, pool) = (config.installation.clone(), config.pool.clone());
+    let drop_folder = config.drop_folder.clone();
     let node = Node::start(node_config(config), parts)?;
+    let watch = |folder| DropFolder::start(folder, log, installation, pool);
+    let _drop_folder = drop_folder.map(watch).transpose()?;
     let http = node.http_address().map_or_else(String::new, |at| format!(", metrics at http://{at}/metrics"));
     tracing::info!(node = %id, "node {id} runs on {dir}{http}");
     while signals.load(Ordering::Relaxed) == 0 {

@@ -13,35 +13,36 @@ use wasmparser::{
 use crate::ports::ModuleError;
 use crate::wasm::transform::{PAGE, TABLES};
 
+/// Largest module that is taken when nobody says otherwise, as in Redpanda.
+pub(super) const MAX_MODULE_BYTES: usize = 10 << 20;
+
 /// Bounds of what is taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdmissionLimits {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AdmissionLimits {
     /// Largest module, in bytes.
-    pub module_bytes: usize,
-    /// Most functions.
-    pub functions: usize,
+    pub(super) module_bytes: usize,
+    pub(super) functions: usize,
     /// Largest body of one function, in bytes: compile time and memory grow faster than it does.
-    pub function_bytes: usize,
-    /// Most types.
-    pub types: usize,
-    /// Most globals.
-    pub globals: usize,
-    /// Most data segments.
-    pub data_segments: usize,
-    /// Most imports, and most exports.
-    pub imports: usize,
+    pub(super) function_bytes: usize,
+    pub(super) types: usize,
+    pub(super) globals: usize,
+    /// Most data segments, and most element segments.
+    pub(super) segments: usize,
+    pub(super) imports: usize,
+    pub(super) exports: usize,
 }
 
 impl Default for AdmissionLimits {
     fn default() -> Self {
         Self {
-            module_bytes: 10 << 20,
+            module_bytes: MAX_MODULE_BYTES,
             functions: 50_000,
             function_bytes: 1 << 20,
             types: 10_000,
             globals: 10_000,
-            data_segments: 50_000,
+            segments: 50_000,
             imports: 1_000,
+            exports: 50_000,
         }
     }
 }
@@ -78,7 +79,12 @@ pub struct ModuleInfo {
 }
 
 /// Checks a module and describes it, without compiling it.
-pub fn inspect(bytes: &[u8], limits: &AdmissionLimits) -> Result<ModuleInfo, ModuleError> {
+pub fn inspect(bytes: &[u8]) -> Result<ModuleInfo, ModuleError> {
+    inspect_within(bytes, &AdmissionLimits::default())
+}
+
+/// Checks a module against these limits and describes it.
+pub(super) fn inspect_within(bytes: &[u8], limits: &AdmissionLimits) -> Result<ModuleInfo, ModuleError> {
     refuse_other_kinds(bytes)?;
     if bytes.len() > limits.module_bytes {
         return Err(ModuleError::TooLarge(format!(
@@ -334,16 +340,12 @@ fn bound_counts(payload: &Payload<'_>, limits: &AdmissionLimits) -> Result<(), M
     let (count, limit, what) = match payload {
         Payload::TypeSection(section) => (section.count() as usize, limits.types, "types"),
         Payload::ImportSection(section) => (section.count() as usize, limits.imports, "imports"),
-        Payload::ExportSection(section) => {
-            (section.count() as usize, limits.imports.max(limits.functions), "exports")
-        }
+        Payload::ExportSection(section) => (section.count() as usize, limits.exports, "exports"),
         Payload::FunctionSection(section) => (section.count() as usize, limits.functions, "functions"),
         Payload::TableSection(section) => (section.count() as usize, TABLES, "tables"),
         Payload::GlobalSection(section) => (section.count() as usize, limits.globals, "globals"),
-        Payload::ElementSection(section) => {
-            (section.count() as usize, limits.data_segments, "element segments")
-        }
-        Payload::DataSection(section) => (section.count() as usize, limits.data_segments, "data segments"),
+        Payload::ElementSection(section) => (section.count() as usize, limits.segments, "element segments"),
+        Payload::DataSection(section) => (section.count() as usize, limits.segments, "data segments"),
         Payload::CodeSectionEntry(body) => {
             let range = body.range();
             (range.end - range.start, limits.function_bytes, "bytes in one function")
@@ -368,4 +370,32 @@ fn producers(data: &[u8], offset: usize) -> wasmparser::Result<Vec<String>> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_bounded() {
+        let text = r#"(module (import "redpanda_transform" "check_abi_version_1" (func)) (memory (export "memory") 1)
+            (global i32 (i32.const 0)) (data (i32.const 0) "x") (func (export "_start") nop nop nop nop))"#;
+        let bytes = wat::parse_str(text).unwrap();
+        let generous = AdmissionLimits::default();
+        assert!(inspect_within(&bytes, &generous).is_ok());
+        let cases = [
+            (AdmissionLimits { module_bytes: 50, ..generous }, "the limit is 50"),
+            (AdmissionLimits { functions: 0, ..generous }, "1 functions, the limit is 0"),
+            (AdmissionLimits { function_bytes: 3, ..generous }, "bytes in one function, the limit is 3"),
+            (AdmissionLimits { types: 0, ..generous }, "1 types"),
+            (AdmissionLimits { globals: 0, ..generous }, "1 globals"),
+            (AdmissionLimits { segments: 0, ..generous }, "1 data segments"),
+            (AdmissionLimits { imports: 0, ..generous }, "1 imports"),
+            (AdmissionLimits { exports: 1, ..generous }, "2 exports"),
+        ];
+        for (limits, says) in cases {
+            let error = inspect_within(&bytes, &limits).expect_err(says);
+            assert!(matches!(&error, ModuleError::TooLarge(message) if message.contains(says)), "{error}");
+        }
+    }
 }

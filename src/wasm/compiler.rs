@@ -218,13 +218,13 @@ mod tests {
         Digest::from_bytes([n; 32])
     }
 
-    fn program(n: u8) -> Compiled {
-        Ok(Arc::new(Nothing(digest(n))))
+    fn program(n: u8) -> Arc<dyn Program> {
+        Arc::new(Nothing(digest(n)))
     }
 
     #[test]
     fn each_module_is_compiled_once_while_it_is_used() {
-        let compiler = Compiler::new(2, Duration::from_secs(60));
+        let compiler = Compiler::new(2, Duration::from_mins(1));
         let count = Arc::new(AtomicUsize::new(0));
         let (go, wait) = bounded::<()>(0);
         thread::scope(|scope| {
@@ -236,7 +236,7 @@ mod tests {
                         compiler.compile(digest(1), move || {
                             count.fetch_add(1, Ordering::SeqCst);
                             let _ = wait.recv();
-                            program(1)
+                            Ok(program(1))
                         })
                     })
                 })
@@ -251,7 +251,7 @@ mod tests {
             assert!(Arc::ptr_eq(&again, &programs[0]));
         });
         assert_eq!(count.load(Ordering::SeqCst), 1);
-        let anew = compiler.compile(digest(1), || program(1)).unwrap();
+        let anew = compiler.compile(digest(1), || Ok(program(1))).unwrap();
         assert_eq!(anew.digest(), digest(1), "nobody used it, so it was compiled again");
         assert!(compiler.shared.jobs.lock().pending.is_empty());
     }
@@ -264,27 +264,27 @@ mod tests {
             let endless = endless.clone();
             compiler.compile(digest(n), move || {
                 let _ = endless.recv();
-                program(n)
+                Ok(program(n))
             })
         };
         for n in 0..MAX_ABANDONED as u8 {
             assert!(matches!(bomb(n), Err(ModuleError::CompileTimeout(_))));
             assert!(matches!(bomb(n), Err(ModuleError::CompileTimeout(_))), "asked again, at once");
-            assert!(compiler.compile(digest(100 + n), move || program(100 + n)).is_ok());
+            assert!(compiler.compile(digest(100 + n), move || Ok(program(100 + n))).is_ok());
         }
         assert!(matches!(bomb(50), Err(ModuleError::CompileTimeout(_))));
-        let error = compiler.compile(digest(60), || program(60)).err().unwrap().to_string();
+        let error = compiler.compile(digest(60), || Ok(program(60))).err().unwrap().to_string();
         assert!(error.contains("no place"), "{error}");
         drop(stop);
         while compiler.shared.jobs.lock().abandoned > 0 {
             thread::yield_now();
         }
-        assert!(compiler.compile(digest(60), || program(60)).is_ok());
+        assert!(compiler.compile(digest(60), || Ok(program(60))).is_ok());
     }
 
     #[test]
     fn a_panic_of_the_compiler_is_an_error() {
-        let compiler = Compiler::new(1, Duration::from_secs(60));
+        let compiler = Compiler::new(1, Duration::from_mins(1));
         let result = compiler.compile(digest(1), || panic!("compiler bug (expected by this test)"));
         assert!(matches!(result, Err(ModuleError::Invalid(_))));
     }

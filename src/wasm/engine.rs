@@ -11,7 +11,7 @@ use wasmtime::{Config, Engine as Runtime, Module, OptLevel};
 use crate::core::digest::Digest;
 use crate::ports::{Engine, ModuleError, Program, SchemaRegistry};
 
-use super::admission::{self, AdmissionLimits, ModuleInfo};
+use super::admission::{self, AdmissionLimits, MAX_MODULE_BYTES, ModuleInfo};
 use super::cache::CodeCache;
 use super::compiler::Compiler;
 use super::digest_of;
@@ -27,8 +27,8 @@ const FIBER_STACK: usize = 2 << 20;
 /// How the engine is set up.
 #[derive(Debug, Clone)]
 pub struct WasmOptions {
-    /// Bounds of the modules that are taken.
-    pub admission: AdmissionLimits,
+    /// Largest module that is taken, in bytes.
+    pub max_module_bytes: usize,
     /// Longest time that a module may compile.
     pub compile_timeout: Duration,
     /// Most modules that are compiled at a time.
@@ -42,8 +42,8 @@ pub struct WasmOptions {
 impl Default for WasmOptions {
     fn default() -> Self {
         Self {
-            admission: AdmissionLimits::default(),
-            compile_timeout: Duration::from_secs(60),
+            max_module_bytes: MAX_MODULE_BYTES,
+            compile_timeout: Duration::from_mins(1),
             compile_threads: std::thread::available_parallelism().map_or(1, usize::from).min(4),
             cache_dir: None,
             cache_bytes: 1 << 30,
@@ -105,14 +105,14 @@ impl Wasmtime {
         Ok(Arc::new(Self {
             parts: Arc::new(Parts { host, bindings, cache }),
             compiler: Compiler::new(options.compile_threads, options.compile_timeout),
-            limits: options.admission,
+            limits: AdmissionLimits { module_bytes: options.max_module_bytes, ..AdmissionLimits::default() },
         }))
     }
 }
 
 impl Engine for Wasmtime {
     fn compile(&self, bytes: &[u8], digest: Digest) -> Result<Arc<dyn Program>, ModuleError> {
-        let info = admission::inspect(bytes, &self.limits)?;
+        let info = admission::inspect_within(bytes, &self.limits)?;
         let found = digest_of(bytes);
         if found != digest {
             return Err(ModuleError::WrongDigest { wanted: digest, found });
@@ -140,13 +140,12 @@ impl Parts {
     ) -> Result<Arc<dyn Program>, ModuleError> {
         let invalid =
             |error: wasmtime::Error| ModuleError::Invalid(format!("invalid WebAssembly: {error:#}"));
-        let module = match self.cached(digest) {
-            Some(module) => module,
-            None => {
-                let module = Module::new(&self.host.engine, bytes).map_err(invalid)?;
-                self.keep(digest, &module);
-                module
-            }
+        let module = if let Some(module) = self.cached(digest) {
+            module
+        } else {
+            let module = Module::new(&self.host.engine, bytes).map_err(invalid)?;
+            self.keep(digest, &module);
+            module
         };
         let host = Arc::clone(&self.host);
         let program = TransformProgram::new(host, &self.bindings, &module, digest, info.memory_min);

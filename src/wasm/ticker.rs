@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn ticks_while_a_guest_runs_and_sleeps_otherwise() {
-        let ticker = Ticker::start(&Engine::default()).unwrap();
+        let engine = Engine::default();
+        let ticker = Ticker::start(&engine).unwrap();
         for _ in 0..3 {
             wait_for("it falls asleep", || ticker.is_asleep());
             let before = ticker.now();

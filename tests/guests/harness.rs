@@ -1,6 +1,7 @@
 //! What the guest tests and the benchmark share: modules, a host for them, batches in and records out.
 
 #![allow(dead_code, reason = "each user of this file needs a part of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -120,10 +121,30 @@ impl Host {
 /// Imports, memory and a few functions; the body has to have `_start`, or `$each` for the usual loop.
 pub fn wat(body: &str) -> Vec<u8> {
     let start = if body.contains("$each") { LOOP } else { "" };
-    ::wat::parse_str(format!("(module {FRAME} {body} {start})")).unwrap()
+    // Imports stand before everything else.
+    let (mut imports, mut rest) = (String::new(), body);
+    while let Some(at) = rest.trim_start().starts_with("(import").then(|| end_of_list(rest)) {
+        imports.push_str(&rest[..at]);
+        rest = &rest[at..];
+    }
+    ::wat::parse_str(format!("(module {IMPORTS} {imports} {FRAME} {rest} {start})")).unwrap()
 }
 
-const FRAME: &str = r#"
+/// Where the first parenthesized list ends.
+fn end_of_list(text: &str) -> usize {
+    let mut depth = 0;
+    for (i, character) in text.char_indices() {
+        match character {
+            '(' => depth += 1,
+            ')' if depth == 1 => return i + 1,
+            ')' => depth -= 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+const IMPORTS: &str = r#"
   (import "redpanda_transform" "check_abi_version_2" (func $abi))
   (import "redpanda_transform" "read_batch_header"
     (func $header (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
@@ -131,6 +152,9 @@ const FRAME: &str = r#"
   (import "redpanda_transform" "write_record" (func $write (param i32 i32) (result i32)))
   (import "redpanda_transform" "write_record_with_options"
     (func $write_to (param i32 i32 i32 i32) (result i32)))
+"#;
+
+const FRAME: &str = r#"
   (memory (export "memory") 2)
   ;; The header goes to 0 and up, a record's attributes, timestamp and offset to 100, 104 and 112, records to 1024.
   (func $batch (result i32)
@@ -173,7 +197,7 @@ pub fn budget() -> RunBudget {
     RunBudget {
         stop: Arc::new(AtomicBool::new(false)),
         output_bytes: usize::MAX,
-        time: Duration::from_secs(3600),
+        time: Duration::from_hours(1),
     }
 }
 

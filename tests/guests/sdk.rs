@@ -60,7 +60,11 @@ fn check_failure(value: &str, class: GuestClass, says: &[&str]) {
 #[test]
 fn failures_have_a_class_and_the_guests_words() {
     check_failure("err", GuestClass::Trap, &["UNREACHABLE", "this record is bad"]);
-    check_failure("panic", GuestClass::Trap, &["a panic of the guest", "fails/src/main.rs", "obey"]);
+    check_failure(
+        "panic",
+        GuestClass::Trap,
+        &["a panic of the guest", "fails/src/main.rs", "in redpanda_transform_sdk_sys::process <"],
+    );
     check_failure("loop", GuestClass::Timeout, &["200ms", "timePerRecord"]);
     check_failure("eat", GuestClass::Memory, &["limit is 4096 KiB", "memory allocation of"]);
     check_failure("exit", GuestClass::Exited, &["exited with code: 7"]);

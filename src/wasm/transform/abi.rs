@@ -52,7 +52,7 @@ pub(super) fn define(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 /// The ten out-pointers of `read_batch_header`, with the bytes that each takes.
 type HeaderPointers = (u32, u32, u32, u32, u32, u32, u32, u32, u32, u32);
 
-fn read_batch_header<'a>(mut caller: Caller<'a, State>, out: HeaderPointers) -> Answer<'a> {
+fn read_batch_header(mut caller: Caller<'_, State>, out: HeaderPointers) -> Answer<'_> {
     Box::new(async move {
         let handover = {
             let (mut memory, state) = parts(&mut caller)?;
@@ -78,10 +78,10 @@ fn read_batch_header<'a>(mut caller: Caller<'a, State>, out: HeaderPointers) -> 
     })
 }
 
-fn read_next_record<'a>(
-    mut caller: Caller<'a, State>,
+fn read_next_record(
+    mut caller: Caller<'_, State>,
     (attributes, timestamp, offset, buffer, len): (u32, u32, u32, u32, u32),
-) -> Answer<'a> {
+) -> Answer<'_> {
     let out = RecordPointers { attributes, timestamp, offset, buffer, len };
     match finish_record(&mut caller) {
         Ok(None) => Box::new(ready(hand_out(&mut caller, out))),
@@ -214,18 +214,13 @@ fn parse_options(options: &[u8]) -> Result<Result<Option<&[u8]>, BadOptions>, Ho
 }
 
 /// A batch's header. What Kafka's clients do not show is -1, or derived.
+#[derive(Default)]
 struct Header {
     base_offset: i64,
     record_count: i32,
     last_offset_delta: i32,
     base_timestamp: i64,
     max_timestamp: i64,
-}
-
-impl Default for Header {
-    fn default() -> Self {
-        Self { base_offset: 0, record_count: 0, last_offset_delta: 0, base_timestamp: 0, max_timestamp: 0 }
-    }
 }
 
 /// The header of what is left of a batch, and the size of its largest payload.

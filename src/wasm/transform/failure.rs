@@ -119,10 +119,11 @@ fn code_name(trap: Trap) -> &'static str {
 }
 
 fn frames(backtrace: &WasmBacktrace) -> Option<String> {
+    let named = backtrace.frames().iter().filter_map(wasmtime::FrameInfo::func_name);
+    let readable = named.map(|name| format!("{:#}", rustc_demangle::demangle(name)));
     let mut text = String::new();
-    let named = backtrace.frames().iter().filter_map(|frame| frame.func_name());
-    for (i, name) in named.filter(|name| !is_noise(name)).take(FRAMES).enumerate() {
-        if i > 0 {
+    for name in readable.filter(|name| !is_noise(name)).take(FRAMES) {
+        if !text.is_empty() {
             text.push_str(" < ");
         }
         // Names come from the module: whoever made it may have put anything there.
@@ -133,15 +134,7 @@ fn frames(backtrace: &WasmBacktrace) -> Option<String> {
 
 /// What every panic of a Rust guest passes through says nothing.
 fn is_noise(name: &str) -> bool {
-    const NOISE: [&str; 8] = [
-        "__rust_start_panic",
-        "__rustc::",
-        "rust_panic",
-        "std::panicking",
-        "std::sys::",
-        "core::panicking",
-        "abort",
-        "core::result::unwrap_failed",
-    ];
+    const NOISE: [&str; 7] =
+        ["__rust", "rust_panic", "std::panicking", "std::process", "std::sys", "core::panicking", "abort"];
     NOISE.iter().any(|noise| name.starts_with(noise))
 }

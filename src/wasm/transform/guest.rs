@@ -105,17 +105,15 @@ impl Guest for TransformGuest {
         if let Some(end) = self.poll() {
             return self.ended(end);
         }
-        match self.slot.take() {
-            Some(work) => self.work = work,
-            None => {
-                self.fiber = None;
-                return Run::Failed(GuestFailure {
-                    class: GuestClass::Abi,
-                    message: "the guest was suspended outside a request for records: please report this"
-                        .to_owned(),
-                });
-            }
-        }
+        let Some(work) = self.slot.take() else {
+            self.fiber = None;
+            return Run::Failed(GuestFailure {
+                class: GuestClass::Abi,
+                message: "the guest was suspended outside a request for records: please report this"
+                    .to_owned(),
+            });
+        };
+        self.work = work;
         if self.work.phase == Phase::Done { Run::Finished } else { Run::Suspended }
     }
 

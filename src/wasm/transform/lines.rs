@@ -56,7 +56,7 @@ impl Lines {
 
     /// What was last said on standard error, as one line.
     pub(super) fn last_words(&self) -> Option<String> {
-        let mut words = Vec::from_iter(self.last_words.iter().map(String::as_str)).join(" | ");
+        let mut words = self.last_words.iter().map(String::as_str).collect::<Vec<_>>().join(" | ");
         if words.len() > LAST_WORDS_BYTES {
             let end = (0..=LAST_WORDS_BYTES).rev().find(|at| words.is_char_boundary(*at)).unwrap_or(0);
             words.truncate(end);
@@ -98,7 +98,9 @@ impl Lines {
         let text = printable(buffer);
         buffer.clear();
         self.sink.line(level, &text);
-        if level == LineLevel::Warn && !text.trim().is_empty() {
+        // The advice that Rust gives to whoever panics is of no use to a guest.
+        let is_advice = text.starts_with("note: run with `RUST_BACKTRACE");
+        if level == LineLevel::Warn && !text.trim().is_empty() && !is_advice {
             if self.last_words.len() == LAST_WORDS {
                 self.last_words.pop_front();
             }

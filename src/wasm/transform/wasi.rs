@@ -182,15 +182,16 @@ fn fd_write(
         _ => return Ok(NOSYS),
     };
     let (mut memory, state) = parts(&mut caller)?;
-    let vectors = memory.read(vectors, count.checked_mul(8).unwrap_or(u32::MAX))?;
+    let vectors = memory.read(vectors, count.saturating_mul(8))?;
     let mut total = 0u32;
     for vector in vectors.chunks_exact(8) {
-        let (ptr, len) = (number(vector, 0), number(vector, 4));
+        let len = number(vector, 4);
+        let bytes = memory.read(number(vector, 0), len)?;
         // More than the guest's memory holds can only be the same bytes many times over: it may print them in
         // several calls, between which its time is checked.
         let Some(sum) = total.checked_add(len).filter(|sum| *sum as usize <= memory.size()) else { break };
         total = sum;
-        state.lines.print(level, memory.read(ptr, len)?);
+        state.lines.print(level, bytes);
     }
     memory.put_u32(written, total)?;
     Ok(SUCCESS)
@@ -209,8 +210,8 @@ fn poll_oneoff(
     const CLOCK: u8 = 0;
     const LAST_TAG: u8 = 2;
     let (mut memory, _) = parts(&mut caller)?;
-    memory.read(subscriptions, count.checked_mul(SUBSCRIPTION).unwrap_or(u32::MAX))?;
-    memory.read(events, count.checked_mul(EVENT).unwrap_or(u32::MAX))?;
+    memory.read(subscriptions, count.saturating_mul(SUBSCRIPTION))?;
+    memory.read(events, count.saturating_mul(EVENT))?;
     for i in 0..count {
         let mut event = [0; EVENT as usize];
         let subscription = memory.read(subscriptions + i * SUBSCRIPTION, SUBSCRIPTION)?;
