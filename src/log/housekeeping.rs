@@ -1,0 +1,187 @@
+//! Retention, compaction, and the removal of what was deleted, in the background.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, Sender};
+
+use crate::core::record::Offset;
+use crate::log::catalog::{Partition, Start, TRASH_PREFIX, Topic, number, trash_key};
+use crate::log::compaction;
+use crate::log::cursor::milestone;
+use crate::log::engine::{Space, Write, chunk_key};
+use crate::log::frame::PartitionId;
+use crate::log::request::Effect;
+use crate::log::store::Store;
+use crate::log::writer::start_write;
+use crate::ports::{Cleanup, LogError};
+
+/// Most chunks that are removed in one commit.
+const CHUNKS_AT_ONCE: usize = 1_000;
+/// Bytes of removed records at which their space is taken back.
+const RECLAIM_BYTES: u64 = 64 << 20;
+
+/// The thread that runs it.
+pub struct Housekeeper {
+    running: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+impl Housekeeper {
+    /// None at all.
+    pub fn none() -> Self {
+        Self { running: None }
+    }
+
+    /// Runs every `interval`.
+    pub fn start(store: Arc<Store>, interval: Option<Duration>) -> Result<Self, LogError> {
+        let Some(interval) = interval else { return Ok(Self::none()) };
+        let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
+        let thread = std::thread::Builder::new()
+            .name("log-keeper".into())
+            .spawn(move || {
+                while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
+                    if let Err(error) = run(&store, false) {
+                        tracing::warn!(%error, "housekeeping of the log failed: it is tried again");
+                    }
+                }
+            })
+            .map_err(|error| LogError::Storage(format!("start the housekeeper's thread: {error}")))?;
+        Ok(Self { running: Some((stop, thread)) })
+    }
+
+    /// Ends it, after what it is at.
+    pub fn stop(&mut self) {
+        if let Some((stop, thread)) = self.running.take() {
+            drop(stop);
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Runs everything once. Without `now`, compaction is left until it is worth it.
+pub fn run(store: &Store, now: bool) -> Result<(), LogError> {
+    let turn = store.housekeeping.lock();
+    let topics: Vec<_> = store.topics.read().values().cloned().collect();
+    let mut removed = remove_trash(store)?;
+    for topic in topics {
+        for partition in 0..topic.partitions.len() as u32 {
+            let done = keep(store, &topic, partition, now);
+            match done {
+                Ok(bytes) => removed += bytes,
+                // Deleted meanwhile.
+                Err(LogError::UnknownTopic(_)) => break,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    if removed >= RECLAIM_BYTES {
+        store.engine.reclaim()?;
+    }
+    drop(turn);
+    Ok(())
+}
+
+fn keep(store: &Store, topic: &Arc<Topic>, partition: u32, now: bool) -> Result<u64, LogError> {
+    let mut removed = 0;
+    if matches!(topic.config.cleanup, Cleanup::Delete | Cleanup::CompactAndDelete) {
+        removed += retain(store, topic, partition)?;
+    }
+    if topic.is_compacted() {
+        removed += compaction::run(store, topic, partition, now)?;
+    }
+    Ok(removed)
+}
+
+/// Removes what is too old or too much: whole chunks from the front.
+fn retain(store: &Store, topic: &Arc<Topic>, number: u32) -> Result<u64, LogError> {
+    let config = &topic.config;
+    if config.retention_ms.is_none() && config.retention_bytes.is_none() {
+        return Ok(0);
+    }
+    let partition = topic.partition(number)?;
+    let end = partition.extent().end;
+    let sizes = store.engine.chunk_sizes(partition.id, 0, usize::MAX)?;
+    // Chunks that are committed while this runs are not looked at.
+    let sizes: Vec<_> = sizes.into_iter().filter(|(base, _)| *base < end).collect();
+    let mut total: u64 = sizes.iter().map(|(_, size)| size).sum();
+    let too_old = config.retention_ms.map(|ms| store.now_ms().saturating_sub_unsigned(ms));
+    let mut first = None;
+    let mut gone = Vec::new();
+    let mut removed = 0;
+    for (base, size) in sizes {
+        let is_too_much = config.retention_bytes.is_some_and(|most| total - size >= most && total > most);
+        let chunk = milestone(&store.engine, topic, number, base)?;
+        let is_too_old = too_old.is_some_and(|before| chunk.append_ms < before);
+        if !is_too_much && !is_too_old {
+            break;
+        }
+        total -= size;
+        removed += size;
+        first = Some(chunk.next.min(end));
+        gone.push(base);
+    }
+    if let Some(first) = first {
+        remove(store, topic, number, &gone, first)?;
+    }
+    Ok(removed)
+}
+
+fn remove(
+    store: &Store,
+    topic: &Arc<Topic>,
+    number: u32,
+    gone: &[Offset],
+    first: Offset,
+) -> Result<(), LogError> {
+    for (index, bases) in gone.chunks(CHUNKS_AT_ONCE).enumerate() {
+        let next = gone.get((index + 1) * CHUNKS_AT_ONCE).copied().unwrap_or(first);
+        let (topic, bases) = (topic.clone(), bases.to_vec());
+        store.edit(bases.len() * 32, move |_| {
+            if topic.is_deleted() {
+                return Err(LogError::UnknownTopic(topic.name.clone()));
+            }
+            let partition = topic.partition(number)?;
+            // Before the chunks go: a reader is told that they are gone, not that the store is damaged. Should the
+            // commit fail, they are back after a restart.
+            partition.cut(next);
+            let mut writes = removals(partition.id, &bases);
+            writes.push(start_write(partition.id, start_of(partition, next)));
+            Ok((writes, Box::new(|_: &Store| {}) as Effect))
+        })?;
+    }
+    Ok(())
+}
+
+fn start_of(partition: &Partition, first: Offset) -> Start {
+    Start { first, end: partition.extent().end, max_timestamp: partition.max_timestamp() }
+}
+
+fn removals(id: PartitionId, bases: &[Offset]) -> Vec<Write> {
+    bases.iter().map(|base| Write::Remove(Space::Records, chunk_key(id, *base).to_vec())).collect()
+}
+
+/// Removes the chunks of deleted topics.
+fn remove_trash(store: &Store) -> Result<u64, LogError> {
+    let mut removed = 0;
+    for (key, _) in store.engine.meta_prefix(TRASH_PREFIX)? {
+        let id = number(&key[TRASH_PREFIX.len()..])?;
+        loop {
+            let sizes = store.engine.chunk_sizes(id, 0, CHUNKS_AT_ONCE)?;
+            removed += sizes.iter().map(|(_, size)| size).sum::<u64>();
+            let bases: Vec<_> = sizes.iter().map(|(base, _)| *base).collect();
+            let is_last = bases.len() < CHUNKS_AT_ONCE;
+            store.edit(bases.len() * 32, move |_| {
+                let mut writes = removals(id, &bases);
+                if is_last {
+                    writes.push(Write::Remove(Space::Meta, trash_key(id)));
+                }
+                Ok((writes, Box::new(|_: &Store| {}) as Effect))
+            })?;
+            if is_last {
+                break;
+            }
+        }
+    }
+    Ok(removed)
+}

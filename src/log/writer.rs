@@ -1,0 +1,210 @@
+//! The one thread that writes: takes what waits, commits it as one group, then answers everybody.
+//!
+//! A group is one batch of the engine and one sync. A request is staged whole or answered with an error; nothing is
+//! visible before the group is as durable as the options say.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::core::record::{Offset, TimestampMs};
+use crate::log::catalog::{CLOCK_KEY, COMMIT_KEY, Start, Topic, start_key};
+use crate::log::engine::{Space, Write, chunk_key};
+use crate::log::frame::{Body, HEADER_BYTES, PartitionId, Place};
+use crate::log::request::{Appended, Commit, Edit, Request};
+use crate::log::store::Store;
+use crate::ports::LogError;
+
+/// Chunks are closed when they are this long.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Longest time that the writer waits for the callers of the last group to come back.
+const MAX_LINGER: Duration = Duration::from_millis(2);
+
+/// Runs until the queue is closed and empty.
+pub fn run(store: &Store) {
+    let mut callers = 1;
+    let mut took = Duration::ZERO;
+    loop {
+        // Who was answered together comes back together, in a moment: waiting for that a little, at most a tenth of
+        // what a commit takes, makes one full group of two half ones. A lone caller never waits.
+        let linger = if callers > 1 { (took / 10).min(MAX_LINGER) } else { Duration::ZERO };
+        let Some(requests) = store.queue.take(callers, linger) else { return };
+        callers = requests.len();
+        let start = Instant::now();
+        work_off(store, requests);
+        took = start.elapsed();
+    }
+}
+
+fn work_off(store: &Store, requests: Vec<Request>) {
+    let mut group = Group::new(store);
+    let mut requests = requests.into_iter().peekable();
+    while let Some(request) = requests.next() {
+        match request {
+            Request::Commit(commit) => group.stage_commit(commit),
+            Request::Edit(edit) => {
+                // An edit of the catalog sees what was before it and is seen by what comes after: it goes alone.
+                group.finish();
+                group = Group::new(store);
+                group.stage_edit(edit);
+                group.finish();
+                group = Group::new(store);
+            }
+        }
+    }
+    group.finish();
+}
+
+/// A chunk that grows while the group is staged.
+struct Open {
+    topic: Arc<Topic>,
+    partition: u32,
+    base: Offset,
+    next: Offset,
+    max_timestamp: TimestampMs,
+    bytes: Vec<u8>,
+}
+
+/// What happens once the group is durable.
+type Effect<'a> = Box<dyn FnOnce(&Store) + 'a>;
+
+struct Group<'a> {
+    store: &'a Store,
+    append_ms: TimestampMs,
+    writes: Vec<Write>,
+    chunks: BTreeMap<PartitionId, Open>,
+    offsets: HashMap<Vec<u8>, Offset>,
+    effects: Vec<Effect<'a>>,
+    answers: Vec<Box<dyn FnOnce(Result<(), LogError>) + Send + 'a>>,
+}
+
+impl<'a> Group<'a> {
+    fn new(store: &'a Store) -> Self {
+        Self {
+            store,
+            append_ms: store.next_append_ms(),
+            writes: Vec::new(),
+            chunks: BTreeMap::new(),
+            offsets: HashMap::new(),
+            effects: Vec::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    fn stage_commit(&mut self, commit: Commit) {
+        if let Err(error) = commit.check() {
+            return (commit.reply)(Err(error));
+        }
+        let append_ms = self.append_ms;
+        let mut appended = Vec::with_capacity(commit.appends.len());
+        for append in commit.appends {
+            let base = self.append(&append.topic, append.partition, &append.body, append.hash);
+            appended.push(Appended { base, append_ms });
+        }
+        for change in commit.offsets {
+            self.offsets.insert(change.key(), change.to);
+            self.effects.push(Box::new(move |store| store.set_committed(change)));
+        }
+        let reply = commit.reply;
+        self.answers.push(Box::new(move |result| reply(result.map(|()| appended))));
+    }
+
+    fn append(&mut self, topic: &Arc<Topic>, number: u32, body: &Body, hash: u64) -> Offset {
+        // `Commit::check` has seen that the partition is there.
+        let Ok(partition) = topic.partition(number) else { return 0 };
+        let open = self.chunks.entry(partition.id).or_insert_with(|| {
+            let end = partition.extent().end;
+            Open {
+                topic: topic.clone(),
+                partition: number,
+                base: end,
+                next: end,
+                max_timestamp: partition.max_timestamp(),
+                bytes: Vec::new(),
+            }
+        });
+        if !open.bytes.is_empty() && open.bytes.len() + body.len() + HEADER_BYTES > CHUNK_BYTES {
+            let key = chunk_key(partition.id, open.base).to_vec();
+            self.writes.push(Write::Put(Space::Records, key, std::mem::take(&mut open.bytes)));
+            open.base = open.next;
+        }
+        let base = open.next;
+        open.next += body.span();
+        open.max_timestamp = open.max_timestamp.max(body.max_timestamp());
+        let place = Place {
+            partition: partition.id,
+            base,
+            next: open.next,
+            append_ms: self.append_ms,
+            max_timestamp: open.max_timestamp,
+        };
+        open.bytes.reserve(HEADER_BYTES + body.len());
+        body.put_frame(&place, hash, &mut open.bytes);
+        base
+    }
+
+    fn stage_edit(&mut self, edit: Edit) {
+        match (edit.plan)(self.store) {
+            Ok((writes, effect)) => {
+                self.writes.extend(writes);
+                self.effects.push(effect);
+                self.answers.push(edit.reply);
+            }
+            Err(error) => (edit.reply)(Err(error)),
+        }
+    }
+
+    fn finish(mut self) {
+        if self.answers.is_empty() {
+            return;
+        }
+        let result = self.commit();
+        if result.is_ok() {
+            self.publish();
+        }
+        fail::fail_point!("log::commit::after_sync_before_reply");
+        for answer in self.answers {
+            answer(result.clone());
+        }
+    }
+
+    fn commit(&mut self) -> Result<(), LogError> {
+        let mut writes = std::mem::take(&mut self.writes);
+        for (id, open) in &mut self.chunks {
+            let bytes = std::mem::take(&mut open.bytes);
+            writes.push(Write::Put(Space::Records, chunk_key(*id, open.base).to_vec(), bytes));
+        }
+        for (key, offset) in self.offsets.drain() {
+            writes.push(Write::Put(Space::Meta, key, offset.to_be_bytes().to_vec()));
+        }
+        let number = self.store.last_commit() + 1;
+        writes.push(Write::Put(Space::Meta, COMMIT_KEY.to_vec(), number.to_be_bytes().to_vec()));
+        writes.push(Write::Put(Space::Meta, CLOCK_KEY.to_vec(), self.append_ms.to_be_bytes().to_vec()));
+        self.store.commit(number, self.append_ms, writes)
+    }
+
+    fn publish(&mut self) {
+        let chunks = std::mem::take(&mut self.chunks);
+        for open in chunks.values() {
+            if let Ok(partition) = open.topic.partition(open.partition) {
+                partition.publish(open.next, open.max_timestamp);
+            }
+        }
+        for effect in self.effects.drain(..) {
+            effect(self.store);
+        }
+        let mut woken: Option<&Arc<Topic>> = None;
+        for open in chunks.values() {
+            // Partitions of one topic lie side by side: their ids do.
+            if woken.is_none_or(|topic| !Arc::ptr_eq(topic, &open.topic)) {
+                open.topic.watchers.raise();
+                woken = Some(&open.topic);
+            }
+        }
+    }
+}
+
+/// The writes that move the start of a partition, for housekeeping.
+pub fn start_write(id: PartitionId, start: Start) -> Write {
+    Write::Put(Space::Meta, start_key(id), start.to_bytes())
+}

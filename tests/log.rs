@@ -1,0 +1,22 @@
+//! The embedded log, on real files.
+#![cfg(feature = "log")]
+
+#[path = "log/support.rs"]
+mod support;
+
+#[path = "log/compaction.rs"]
+mod compaction;
+#[path = "log/crash.rs"]
+mod crash;
+#[path = "log/damage.rs"]
+mod damage;
+#[path = "log/full_disk.rs"]
+mod full_disk;
+#[path = "log/lanes.rs"]
+mod lanes;
+#[path = "log/ranges.rs"]
+mod ranges;
+#[path = "log/socket.rs"]
+mod socket;
+#[path = "log/topics.rs"]
+mod topics;
