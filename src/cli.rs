@@ -17,6 +17,7 @@ mod deployments;
 mod describe;
 mod dev;
 mod docs;
+mod doctor;
 pub mod drop_folder;
 mod engine;
 pub mod exit;
@@ -82,6 +83,7 @@ enum Command {
     Consume(consume::Command),
     #[command(subcommand)]
     Offsets(offsets::Command),
+    Doctor(doctor::Command),
     Completion(completion::Command),
     #[command(hide = true)]
     Docs(docs::Command),
@@ -123,6 +125,7 @@ impl Command {
             Self::Produce(command) => command.run(target),
             Self::Consume(command) => command.run(target),
             Self::Offsets(command) => command.run(target),
+            Self::Doctor(command) => command.run(target),
             Self::Completion(command) => command.run(),
             Self::Docs(command) => command.run(),
         }

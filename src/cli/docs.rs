@@ -33,6 +33,13 @@ pub fn reference() -> String {
 
 fn section(text: &mut String, command: &mut clap::Command, parents: &str) {
     let name = format!("{parents}{}", command.get_name());
+    if !parents.is_empty() {
+        // They are the same everywhere: once, at the root, is enough.
+        *command = command.clone().mut_args(|arg| {
+            let repeated = arg.is_global_set() || arg.get_id() == "help";
+            if repeated { arg.hide(true) } else { arg }
+        });
+    }
     let help = command.render_long_help().to_string();
     let help: Vec<&str> = help.trim().lines().map(str::trim_end).collect();
     let _ = write!(text, "\n## {name}\n\n```text\n{}\n```\n", help.join("\n"));

@@ -29,8 +29,8 @@ pub enum Exit {
 
 /// What `coproc --help` says about exit codes.
 pub const HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused (invalid, in conflict or not allowed),
-5 unavailable (no answer, locked, or not ready in time).";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused (invalid, in conflict
+or not allowed), 5 unavailable (no answer, locked, or not ready in time).";
 
 /// An error of the command line itself, with its exit code.
 #[derive(Debug, thiserror::Error)]

@@ -47,7 +47,10 @@ const RUST: [File; 2] = [
     ("Cargo.toml", include_str!("templates/rust/Cargo.toml.template")),
     ("src/main.rs", include_str!("templates/rust/src/main.rs.template")),
 ];
-const WAT: [File; 1] = [("{{name}}.wat", include_str!("templates/wat/module.wat.template"))];
+const WAT: [File; 1] = [("{{name}}.wat", WAT_MODULE)];
+
+/// A whole module, in text form: writes values in upper case.
+pub const WAT_MODULE: &str = include_str!("templates/wat/module.wat.template");
 
 impl Command {
     /// Runs it.

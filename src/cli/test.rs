@@ -29,7 +29,7 @@ pub struct Command {
     /// Files; all of tests/ beside the manifest unless given
     files: Vec<PathBuf>,
     /// The manifest
-    #[arg(short, long = "file", value_name = "coproc.yaml", default_value = manifest::FILE)]
+    #[arg(short = 'f', long = "file", value_name = "coproc.yaml", default_value = manifest::FILE)]
     manifest: PathBuf,
     /// Show what the module prints, also where the test passes
     #[arg(long)]

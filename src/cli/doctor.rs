@@ -1,0 +1,234 @@
+//! `coproc doctor`: looks at everything that a node needs, and says what to do about what is wrong.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::cli::exit::{Exit, coded};
+use crate::cli::modules::{Lines, Module};
+use crate::cli::open::{Target, now_ms};
+use crate::cli::output::{FormatArgs, Table};
+use crate::cli::{engine, harness};
+use crate::control::desired::{self, Desired};
+use crate::control::observed;
+use crate::control::topics::OwnTopic;
+use crate::core::deployment::Limits;
+use crate::core::record::Record;
+use crate::core::status::{State, UpDown};
+use crate::node::plan::{ChainPlan, StepPlan, guest_limits};
+use crate::ports::{GuestLines, Log};
+
+/// A disk that takes longer for one sync is slow, and so is every commit.
+const SLOW_SYNC: Duration = Duration::from_millis(50);
+/// Syncs that are measured.
+const SYNCS: u32 = 10;
+
+/// Check the directory, the log, the topics, the nodes, the engine and the disk
+///
+/// Each line says ok, warn or fail, and what to do. Exit code 1 when something fails.
+#[derive(Debug, Args)]
+pub struct Command {
+    #[command(flatten)]
+    output: FormatArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+}
+
+#[derive(Serialize)]
+struct Finding {
+    check: &'static str,
+    verdict: Verdict,
+    message: String,
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, check: &'static str, verdict: Verdict, message: impl Into<String>) {
+        self.0.push(Finding { check, verdict, message: message.into() });
+    }
+}
+
+impl Command {
+    /// Runs it.
+    pub fn run(&self, target: &Target) -> anyhow::Result<()> {
+        let mut findings = Findings::default();
+        let exists = target.dir.is_dir();
+        look_at_directory(&target.dir, exists, &mut findings);
+        if exists {
+            match target.log() {
+                Ok(log) => look_at_log(log.as_ref(), &mut findings),
+                Err(error) => findings.add("log", Verdict::Fail, error.to_string()),
+            }
+        }
+        look_at_engine(&mut findings);
+        let findings = findings.0;
+        self.output.print(&findings, |_| {
+            let mut table = Table::new(&["CHECK", "VERDICT", "WHAT"]);
+            for finding in &findings {
+                let verdict = match finding.verdict {
+                    Verdict::Ok => "ok",
+                    Verdict::Warn => "warn",
+                    Verdict::Fail => "fail",
+                };
+                table.push([finding.check.to_owned(), verdict.into(), finding.message.clone()]);
+            }
+            table
+        })?;
+        let failed = findings.iter().filter(|finding| finding.verdict == Verdict::Fail).count();
+        if failed > 0 {
+            return Err(coded(Exit::Failed, format!("{failed} checks failed")));
+        }
+        Ok(())
+    }
+}
+
+fn look_at_directory(dir: &Path, exists: bool, findings: &mut Findings) {
+    let shown = dir.display();
+    if !exists {
+        let message = format!("{shown} is not there yet: `coproc dev` makes it; --dir names another");
+        findings.add("directory", Verdict::Warn, message);
+        return;
+    }
+    match sync_time(dir) {
+        Ok(time) => {
+            findings.add("directory", Verdict::Ok, format!("{shown} can be written"));
+            let each = format!("{:.1} ms for a write that is synced", time.as_secs_f64() * 1e3);
+            let (verdict, hint) = if time > SLOW_SYNC {
+                (Verdict::Warn, ": every commit waits so long; use a disk of this machine")
+            } else {
+                (Verdict::Ok, "")
+            };
+            findings.add("disk", verdict, format!("{each}{hint}"));
+        }
+        Err(error) => {
+            let message = format!("{shown} cannot be written ({error}): give it to this user, or free space");
+            findings.add("directory", Verdict::Fail, message);
+        }
+    }
+}
+
+/// How long an appended page takes to be on the disk, on average.
+fn sync_time(dir: &Path) -> std::io::Result<Duration> {
+    let path = dir.join(format!(".doctor-{}", std::process::id()));
+    let measured = (|| {
+        let mut file = std::fs::File::create(&path)?;
+        let started = Instant::now();
+        for _ in 0..SYNCS {
+            file.write_all(&[0; 4096])?;
+            file.sync_data()?;
+        }
+        Ok(started.elapsed() / SYNCS)
+    })();
+    let removed = std::fs::remove_file(&path);
+    measured.and_then(|time| removed.map(|()| time))
+}
+
+fn look_at_log(log: &dyn Log, findings: &mut Findings) {
+    let abilities = log.capabilities();
+    findings.add("log", Verdict::Ok, abilities.description);
+    if let Some(why) = abilities.no_transactions {
+        findings.add("log", Verdict::Warn, format!("no transactions, at least once only: {why}"));
+    }
+    if let Some(why) = abilities.no_compaction {
+        findings.add("log", Verdict::Fail, format!("no compaction, control and status need it: {why}"));
+    }
+    for topic in OwnTopic::ALL {
+        let found = log.topics().describe(&topic.name());
+        let (verdict, message) = match found {
+            Err(error) => (Verdict::Fail, error.to_string()),
+            Ok(None) => {
+                (Verdict::Warn, format!("{} is not there yet: the first node makes it", topic.name()))
+            }
+            Ok(Some(info)) => match topic.check(&info) {
+                Ok(()) => (Verdict::Ok, format!("{} is as it has to be", topic.name())),
+                Err(error) => (Verdict::Fail, error.to_string()),
+            },
+        };
+        findings.add("topic", verdict, message);
+    }
+    look_at_nodes(log, findings);
+    look_at_deployments(log, findings);
+}
+
+fn look_at_nodes(log: &dyn Log, findings: &mut Findings) {
+    let nodes = match observed::read(log) {
+        Err(error) => return findings.add("nodes", Verdict::Fail, error.to_string()),
+        Ok(state) => state.map(|state| state.nodes()).unwrap_or_default(),
+    };
+    let now = now_ms();
+    if !nodes.iter().any(|node| node.status.status == UpDown::Up) {
+        findings.add("nodes", Verdict::Warn, "no node is up: start one with `coproc dev`");
+    }
+    for node in nodes.iter().filter(|node| node.status.status == UpDown::Up) {
+        let (id, age) = (node.status.node_id, (now - node.heartbeat_ms) / 1_000);
+        if node.is_unresponsive(now) {
+            let message = format!("node {id} was heard {age} s ago last: look at its process and its log");
+            findings.add("nodes", Verdict::Fail, message);
+        } else {
+            findings.add("nodes", Verdict::Ok, format!("node {id} was heard {age} s ago"));
+        }
+        for (name, status) in &node.status.coprocessors {
+            if matches!(status.state, State::Failed | State::Retrying | State::Unsupported) {
+                let state = status.state.as_str();
+                let message = format!("{name} on node {id} is {state}: `coproc describe {name}` says why");
+                findings.add("coprocessor", Verdict::Warn, message);
+            }
+        }
+    }
+}
+
+fn look_at_deployments(log: &dyn Log, findings: &mut Findings) {
+    let state = match desired::read(log) {
+        Err(error) => return findings.add("deployments", Verdict::Fail, error.to_string()),
+        Ok(state) => state,
+    };
+    let count = state.iter().count();
+    findings.add("deployments", Verdict::Ok, format!("{count} in the control topic"));
+    for (_, identity, desired) in state.iter() {
+        match desired {
+            Desired::Deployment(deployment) => {
+                for problem in deployment.problems() {
+                    findings.add("deployments", Verdict::Fail, format!("{identity}: {problem}"));
+                }
+            }
+            Desired::Unsupported { schema, .. } => {
+                let message = format!("{identity} has schema {schema}: update coproc to read it");
+                findings.add("deployments", Verdict::Warn, message);
+            }
+        }
+    }
+}
+
+fn look_at_engine(findings: &mut Findings) {
+    match run_tiny_module() {
+        Ok(()) => findings.add("engine", Verdict::Ok, "a module was compiled and ran"),
+        Err(error) => findings.add("engine", Verdict::Fail, format!("{error:#}")),
+    }
+}
+
+/// The module of the `wat` template, on one record.
+fn run_tiny_module() -> anyhow::Result<()> {
+    let module = Module::new("tiny.wasm".into(), wat::parse_str(super::init::WAT_MODULE)?);
+    let program = engine::new(None, None)?.compile(&module.bytes, module.digest)?;
+    let limits = guest_limits(&Limits::default());
+    let step = StepPlan { name: "main".into(), program, env: std::collections::BTreeMap::new(), limits };
+    let plan = ChainPlan { name: "doctor".into(), steps: vec![step], outputs: vec!["output".parse()?] };
+    let lines: Arc<dyn GuestLines> = Arc::new(Lines::default());
+    let outcome = harness::run(&plan, &"input".parse()?, &[Record::new(None, Some(b"well"))], &lines)?;
+    match outcome.written.first().and_then(|written| written.record.value.as_deref()) {
+        Some(b"WELL") => Ok(()),
+        other => Err(coded(Exit::Failed, format!("the module wrote {other:?} where it was to write WELL"))),
+    }
+}
