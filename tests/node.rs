@@ -1,0 +1,385 @@
+//! The node on a real embedded log with real guests: what a user sees of it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what is wrong by failing")]
+
+mod support;
+
+use coproc::core::deployment::{Naming, Sink, Source, StartOffset};
+use coproc::core::status::State;
+use coproc::ports::{Keyed, Log, LogError};
+
+use support::{Rig, fragile, guest, identity, identity_of, numbers, stamp, start_node, topic, wait_for};
+
+const NO_RETRIES: &str = r#""policies":{"errorPolicy":{"maxRetries":0,"onExhausted":"Fail"}}"#;
+
+#[test]
+fn records_go_through_and_the_status_tells() {
+    let rig = Rig::new();
+    rig.create("in", 3);
+    rig.create("out", 2);
+    assert_eq!(rig.deploy("copy", &[identity()], "in", &["out"], "").unwrap(), 1);
+    rig.produce("in", numbers("v", 0..500));
+    let mut values = rig.values("out", 500);
+    values.sort();
+    let mut expected = numbers("v", 0..500);
+    expected.sort();
+    assert_eq!(values, expected);
+    let status = wait_for("lag 0 in the status", || {
+        let status = rig.status("copy")?;
+        let is_there = status.partitions.len() == 3
+            && status.partitions.iter().map(|at| at.offset).sum::<i64>() == 500
+            && status.partitions.iter().all(|at| at.lag == 0);
+        is_there.then_some(status)
+    });
+    assert_eq!((status.state, status.generation), (State::Running, 1));
+    assert_eq!(status.delivery.as_deref(), Some("exactly_once"));
+}
+
+#[test]
+fn a_restart_goes_on_where_it_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let rig = Rig::at(dir.path());
+        rig.create("in", 1);
+        rig.create("out", 1);
+        let node = start_node(&rig.log);
+        rig.deploy("copy", &[identity()], "in", &["out"], "").unwrap();
+        rig.produce("in", numbers("a", 0..100));
+        rig.values("out", 100);
+        assert!(node.stop(), "the node stops in time");
+        rig.produce("in", numbers("b", 0..100));
+    }
+    let rig = Rig::at(dir.path());
+    let _node = start_node(&rig.log);
+    let values = rig.values("out", 200);
+    assert_eq!(values, [numbers("a", 0..100), numbers("b", 0..100)].concat());
+}
+
+#[test]
+fn two_modules_run_in_one_lane() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    let shout = guest("(i32.store8 (i32.const 4099) (i32.const 33))");
+    rig.deploy("chain", &[stamp('A'), shout], "in", &["out"], "").unwrap();
+    rig.produce("in", ["xyz".to_owned(), "uvw".to_owned()]);
+    assert_eq!(rig.values("out", 2), ["A!z", "A!w"]);
+    let processes = rig.log.offsets().members(&identity_of("chain").consumer_group()).unwrap();
+    assert_eq!(processes, 1, "one lane, so one member");
+}
+
+#[test]
+fn a_failure_in_a_later_step_belongs_to_the_source_record() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    rig.create("dead", 1);
+    let policy = r#""policies":{"errorPolicy":{"maxRetries":1,"onExhausted":"DeadLetter","deadLetterTopic":"dead",
+        "initialBackoff":"10ms","maxBackoff":"20ms"}}"#;
+    rig.deploy("chain", &[identity(), fragile()], "in", &["out"], policy).unwrap();
+    rig.produce("in", ["a1", "!2", "a3", "~4", "!5", "a6"].map(str::to_owned));
+    assert_eq!(rig.values("out", 3), ["a1", "a3", "a6"]);
+    let dead = wait_for("dead letters", || Some(rig.read("dead")).filter(|dead| dead.len() == 2));
+    let header = |name: &str| {
+        let found = dead[1].record.headers.iter().find(|(key, _)| key == name.as_bytes()).unwrap();
+        support::text(found.1.clone())
+    };
+    assert_eq!(support::text(dead[1].record.value.clone()), "!5");
+    let expected = [
+        ("coproc.topic", "in"),
+        ("coproc.partition", "0"),
+        ("coproc.offset", "4"),
+        ("coproc.error.class", "trap"),
+        ("coproc.attempts", "2"),
+        ("coproc.step", "step1"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(header(name), value, "{name}");
+    }
+}
+
+#[test]
+fn a_poison_record_stops_its_partition_only() {
+    let rig = Rig::new();
+    rig.create("in", 2);
+    rig.create("out", 2);
+    rig.deploy("fragile", &[fragile()], "in", &["out"], NO_RETRIES).unwrap();
+    rig.produce_to("in", 0, ["a0", "!1", "a2"].map(str::to_owned));
+    rig.produce_to("in", 1, numbers("b", 0..10));
+    rig.values("out", 11);
+    let status = rig.wait_for_state("fragile", State::Failed);
+    let stopped = status.partitions.iter().find(|at| at.partition == 0).unwrap();
+    assert_eq!(stopped.offset, 1, "it stands at the record that failed");
+    assert!(stopped.error.as_ref().unwrap().contains("in/0@1"), "{stopped:?}");
+    rig.produce_to("in", 1, numbers("c", 0..10));
+    assert_eq!(rig.values("out", 21).len(), 21);
+}
+
+#[test]
+fn skipping_leaves_out_just_the_record_that_fails() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    let policy = r#""policies":{"errorPolicy":{"maxRetries":0,"onExhausted":"Skip"}}"#;
+    rig.deploy("fragile", &[fragile()], "in", &["out"], policy).unwrap();
+    rig.produce("in", ["a", "!trap", "b", "@loop", "c", "#memory", "d"].map(str::to_owned));
+    assert_eq!(rig.values("out", 4), ["a", "b", "c", "d"]);
+    let text = rig.node.as_ref().unwrap().metrics().text();
+    for class in ["trap", "timeout", "memory"] {
+        let line = format!("coproc_guest_errors_total{{class=\"{class}\",coprocessor=\"fragile\"}} 1");
+        assert!(text.contains(&line), "{line} is not in:\n{text}");
+    }
+}
+
+#[test]
+fn modules_are_swapped_without_losing_a_record() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    rig.deploy("mark", &[stamp('A')], "in", &["out"], "").unwrap();
+    rig.produce("in", numbers("x", 0..100));
+    rig.values("out", 100);
+    assert_eq!(rig.deploy("mark", &[stamp('B')], "in", &["out"], "").unwrap(), 2);
+    rig.wait_for_generation("mark", 2);
+    rig.produce("in", numbers("x", 100..200));
+    let expected = [numbers("A", 0..100), numbers("B", 100..200)].concat();
+    assert_eq!(rig.values("out", 200), expected);
+}
+
+#[test]
+fn a_module_that_does_not_start_leaves_the_old_one_running() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    rig.deploy("mark", &[stamp('A')], "in", &["out"], "").unwrap();
+    rig.produce("in", numbers("x", 0..10));
+    rig.values("out", 10);
+    let exits = wat::parse_str(
+        r#"(module (import "redpanda_transform" "check_abi_version_2" (func)) (memory (export "memory") 1)
+            (func (export "_start")))"#,
+    )
+    .unwrap();
+    rig.deploy("mark", &[exits], "in", &["out"], "").unwrap();
+    let status = wait_for("the reason in the status", || {
+        rig.status("mark").filter(|status| status.reason.as_deref() == Some("GuestStartFailed"))
+    });
+    assert_eq!((status.state, status.generation), (State::Running, 1));
+    assert!(status.last_error.unwrap().message.contains("does not start"));
+    rig.produce("in", numbers("x", 10..20));
+    assert_eq!(rig.values("out", 20), numbers("A", 0..20));
+}
+
+#[test]
+fn pausing_stands_still_and_resuming_goes_on() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    rig.deploy("copy", &[identity()], "in", &["out"], "").unwrap();
+    rig.produce("in", numbers("v", 0..10));
+    rig.values("out", 10);
+    assert!(rig.writer().set_paused(&identity_of("copy"), true).unwrap());
+    rig.wait_for_state("copy", State::Paused);
+    assert_eq!(rig.log.offsets().members(&identity_of("copy").consumer_group()).unwrap(), 0);
+    rig.produce("in", numbers("v", 10..20));
+    assert!(rig.writer().set_paused(&identity_of("copy"), false).unwrap());
+    assert_eq!(rig.values("out", 20), numbers("v", 0..20));
+}
+
+#[test]
+fn removing_ends_it_and_leaves_topics_alone() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    rig.deploy("copy", &[identity()], "in", &["out"], "").unwrap();
+    rig.produce("in", numbers("v", 0..10));
+    rig.values("out", 10);
+    rig.writer().remove(&identity_of("copy")).unwrap();
+    wait_for("the deployment to go from the status", || rig.status("copy").is_none().then_some(()));
+    rig.produce("in", numbers("v", 10..20));
+    assert_eq!(rig.values("out", 10).len(), 10);
+}
+
+#[test]
+fn a_missing_topic_is_waited_for() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.deploy("copy", &[identity()], "in", &["out"], "").unwrap();
+    let status = rig.wait_for_state("copy", State::Pending);
+    let status = if status.reason.is_none() {
+        wait_for("a reason", || rig.status("copy").filter(|status| status.reason.is_some()))
+    } else {
+        status
+    };
+    assert_eq!(status.reason.as_deref(), Some("TopicNotFound"));
+    assert!(status.last_error.unwrap().message.contains("out"));
+    rig.create("out", 1);
+    rig.produce("in", numbers("v", 0..3));
+    assert_eq!(rig.values("out", 3), numbers("v", 0..3));
+}
+
+#[test]
+fn materialized_topics_follow_their_source_and_refuse_others() {
+    let rig = Rig::new();
+    rig.create("produce", 3);
+    let mut deployment = support::deployment(
+        &[coproc::control::modules::upload(rig.log.as_ref(), &identity()).unwrap()],
+        "produce",
+        &["result"],
+        "",
+    );
+    if let Sink::Kafka { kafka } = &mut deployment.sinks[0] {
+        kafka.naming = Naming::Materialized;
+    }
+    rig.writer()
+        .deploy(&coproc::core::names::PoolName::default_name(), &identity_of("m"), deployment)
+        .unwrap();
+    for partition in 0..3 {
+        rig.produce_to("produce", partition, numbers(&format!("p{partition}-"), 0..5));
+    }
+    rig.wait_for_state("m", State::Running);
+    rig.values("produce._result_", 15);
+    for fetched in rig.read("produce._result_") {
+        let value = support::text(fetched.record.value);
+        assert!(value.starts_with(&format!("p{}-", fetched.partition)), "{value} in {}", fetched.partition);
+    }
+    let record = coproc::ports::Produce {
+        topic: topic("produce._result_"),
+        partition: None,
+        record: coproc::core::record::Record::new(None, Some(b"x")),
+    };
+    assert!(matches!(rig.log.produce(&[record]), Err(LogError::NotWritable { .. })));
+}
+
+#[test]
+fn start_offsets_are_kept() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.produce("in", numbers("v", 0..10));
+    let starts = [
+        ("latest", StartOffset::Latest, 10),
+        ("from-start", StartOffset::FromStart { records: 4 }, 4),
+        ("from-end", StartOffset::FromEnd { records: 3 }, 7),
+        ("earliest", StartOffset::Earliest, 0),
+    ];
+    for (name, start, _) in starts {
+        rig.create(name, 1);
+        let digest = coproc::control::modules::upload(rig.log.as_ref(), &identity()).unwrap();
+        let mut deployment = support::deployment(&[digest], "in", &[name], "");
+        if let Source::Kafka { kafka } = &mut deployment.source {
+            kafka.start_offset = start;
+        }
+        let pool = coproc::core::names::PoolName::default_name();
+        rig.writer().deploy(&pool, &identity_of(name), deployment).unwrap();
+        wait_for("partitions in the status", || rig.status(name).filter(|s| !s.partitions.is_empty()));
+    }
+    rig.produce("in", ["last".to_owned()]);
+    for (name, _, first) in starts {
+        let expected = [numbers("v", first..10), vec!["last".to_owned()]].concat();
+        assert_eq!(rig.values(name, expected.len()), expected, "{name}");
+    }
+}
+
+#[test]
+fn what_guests_print_is_in_the_logs_topic() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    let says = guest("(call $say (i32.const 4098) (i32.sub (local.get $len) (i32.const 3)))");
+    rig.deploy("talker", &[says], "in", &["out"], "").unwrap();
+    rig.produce("in", ["hello\n", "world\n"].map(str::to_owned));
+    let lines = wait_for("two lines", || Some(rig.read("coprocessor_logs")).filter(|lines| lines.len() >= 2));
+    let line: serde_json::Value = serde_json::from_slice(lines[0].record.value.as_ref().unwrap()).unwrap();
+    assert_eq!(line["body"]["stringValue"], "hello");
+    assert_eq!(line["severityNumber"], 9);
+    assert_eq!(lines[0].record.key.as_deref(), Some(&b"talker"[..]));
+}
+
+#[test]
+fn several_lanes_share_the_partitions() {
+    let rig = Rig::new();
+    rig.create("in", 4);
+    rig.create("out", 4);
+    rig.deploy("wide", &[identity()], "in", &["out"], r#""policies":{"parallelism":3}"#).unwrap();
+    for partition in 0..4 {
+        rig.produce_to("in", partition, numbers(&format!("p{partition}-"), 0..200));
+    }
+    let values = rig.values("out", 800);
+    assert_eq!(values.len(), 800);
+    let group = identity_of("wide").consumer_group();
+    wait_for("three members", || (rig.log.offsets().members(&group).unwrap() == 3).then_some(()));
+}
+
+#[test]
+fn junk_in_the_control_topic_disturbs_nobody() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    rig.deploy("copy", &[identity()], "in", &["out"], "").unwrap();
+    rig.produce("in", numbers("v", 0..10));
+    rig.values("out", 10);
+    let key = b"deployment/default/_cli/default/coprocessor/copy".to_vec();
+    let junk = [
+        (b"junk".to_vec(), Some(vec![0xff; 10])),
+        (key.clone(), Some(b"{".to_vec())),
+        (key.clone(), Some(vec![b' '; 950_000])),
+        (b"deployment/default/_cli/default/coprocessor/other".to_vec(), Some(b"{}".to_vec())),
+        (vec![0; 8], None),
+    ];
+    let mut writer = rig.log.fenced_writer(&topic("coprocessor_internal_topic"), "junk").unwrap();
+    for (key, value) in junk {
+        writer.write(&[Keyed { key, value }]).unwrap();
+    }
+    wait_for("ignored records to be counted", || {
+        let text = rig.node.as_ref().unwrap().metrics().text();
+        text.contains("coproc_control_records_ignored_total 5").then_some(())
+    });
+    rig.produce("in", numbers("v", 10..20));
+    assert_eq!(rig.values("out", 20), numbers("v", 0..20));
+    rig.wait_for_state("copy", State::Running);
+}
+
+#[test]
+fn a_newer_schema_is_unsupported_and_says_so() {
+    let rig = Rig::new();
+    let key = b"deployment/default/_cli/default/coprocessor/future".to_vec();
+    let value = br#"{"schema":"2.0","generation":7,"magic":true}"#.to_vec();
+    let mut writer = rig.log.fenced_writer(&topic("coprocessor_internal_topic"), "future").unwrap();
+    writer.write(&[Keyed { key, value: Some(value) }]).unwrap();
+    let status = rig.wait_for_state("future", State::Unsupported);
+    assert!(status.last_error.unwrap().message.contains("newer than this node"));
+}
+
+#[test]
+fn records_never_go_round() {
+    let rig = Rig::new();
+    for name in ["a", "b", "c"] {
+        rig.create(name, 1);
+    }
+    rig.deploy("ab", &[identity()], "a", &["b"], "").unwrap();
+    rig.deploy("bc", &[identity()], "b", &["c"], "").unwrap();
+    let error = rig.deploy("ca", &[identity()], "c", &["a"], "").unwrap_err().to_string();
+    assert!(error.contains("a -> b -> c -> a"), "{error}");
+    let error = rig.deploy("aa", &[identity()], "a", &["a"], "").unwrap_err().to_string();
+    assert!(error.contains("records would go round for ever"), "{error}");
+}
+
+#[test]
+fn modules_that_cannot_run_say_why() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    let hungry = wat::parse_str(
+        r#"(module (import "redpanda_transform" "check_abi_version_2" (func)) (memory (export "memory") 1000)
+            (func (export "_start") unreachable))"#,
+    )
+    .unwrap();
+    let cases: [(&str, Vec<u8>, &str); 3] = [
+        ("text", b"(module)".to_vec(), "InvalidModule"),
+        ("empty", wat::parse_str("(module)").unwrap(), "InvalidModule"),
+        ("hungry", hungry, "GuestStartFailed"),
+    ];
+    for (name, module, reason) in cases {
+        rig.deploy(name, &[module], "in", &["out"], "").unwrap();
+        let status = rig.wait_for_state(name, State::Failed);
+        assert_eq!(status.reason.as_deref(), Some(reason), "{name}: {:?}", status.last_error);
+    }
+}
