@@ -28,6 +28,7 @@ mod harness;
 mod init;
 mod inspect;
 mod list;
+mod log;
 mod logs;
 mod manifest;
 mod modules;
@@ -83,6 +84,8 @@ enum Command {
     Consume(consume::Command),
     #[command(subcommand)]
     Offsets(offsets::Command),
+    #[command(subcommand)]
+    Log(log::Command),
     Doctor(doctor::Command),
     Completion(completion::Command),
     #[command(hide = true)]
@@ -125,6 +128,7 @@ impl Command {
             Self::Produce(command) => command.run(target),
             Self::Consume(command) => command.run(target),
             Self::Offsets(command) => command.run(target),
+            Self::Log(command) => command.run(target),
             Self::Doctor(command) => command.run(target),
             Self::Completion(command) => command.run(),
             Self::Docs(command) => command.run(),

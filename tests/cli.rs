@@ -12,7 +12,7 @@ mod project;
 #[path = "cli/topics.rs"]
 mod topics;
 
-use place::Place;
+use place::{PROGRAM, Place};
 
 /// The reference is what `coproc docs` makes: `UPDATE=1` rewrites it.
 #[test]
@@ -48,9 +48,7 @@ fn help_version_and_completion() {
 /// A reader that goes away is no reason to panic.
 #[test]
 fn a_closed_pipe_is_no_error() {
-    let place = Place::new();
-    let script =
-        format!("{} completion bash | head -c 1 >/dev/null; echo ${{PIPESTATUS[0]}}", place.program());
+    let script = format!("{PROGRAM} completion bash | head -c 1 >/dev/null; echo ${{PIPESTATUS[0]}}");
     let out = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "0");
     assert_eq!(String::from_utf8_lossy(&out.stderr), "");

@@ -98,8 +98,8 @@ impl Command {
                 out.write_all(value)?;
             }
             Format::Json => {
-                let topic = self.topic.as_str();
-                write!(out, "{}", records::to_json(topic, fetched.partition, fetched.offset, record))?;
+                let line = records::Line::new(self.topic.as_str(), fetched);
+                write!(out, "{}", serde_json::to_string(&line)?)?;
             }
             Format::Wide => {
                 let time = rfc3339(record.timestamp.unwrap_or(fetched.appended_ms));

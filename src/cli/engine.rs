@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::cli::exit::{Exit, coded};
+use crate::connect::schema_registry::{HttpSchemaRegistry, RegistryOptions};
 use crate::ports::{Engine, SchemaRegistry};
 use crate::wasm::{WasmOptions, Wasmtime};
 
@@ -14,5 +15,6 @@ pub fn new(cache_dir: Option<PathBuf>, schema_registry: Option<&str>) -> anyhow:
 }
 
 fn registry(url: &str) -> anyhow::Result<Arc<dyn SchemaRegistry>> {
-    Err(coded(Exit::Refused, format!("schema registry {url}: this build has no client for it")))
+    let client = HttpSchemaRegistry::new(RegistryOptions::new(url));
+    Ok(Arc::new(client.map_err(|error| coded(Exit::Usage, error.to_string()))?))
 }

@@ -2,15 +2,17 @@
 //!
 //! Columns, wording and the raw form are those of the original proposal, `rpk wasm list`.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use serde::Serialize;
-use serde_json::{Map, Value};
 
 use crate::cli::open::{Target, now_ms};
 use crate::cli::output::{FormatArgs, Table, emit, json, say};
 use crate::control::observed::{self, ObservedNode};
+use crate::core::names::NodeId;
 use crate::core::record::TimestampMs;
-use crate::core::status::{DeploymentStatus, UpDown};
+use crate::core::status::{DeploymentStatus, NodeStatus, UpDown};
 
 /// List coprocessors, and the nodes that run them
 #[derive(Debug, Args)]
@@ -73,11 +75,9 @@ fn raw(nodes: Option<&[ObservedNode]>) -> anyhow::Result<()> {
     let Some(nodes) = nodes else {
         return say(r#"{"status": "uninitialized"}"#);
     };
-    let mut object = Map::new();
-    for node in nodes {
-        object.insert(node.status.node_id.to_string(), serde_json::to_value(&node.status)?);
-    }
-    emit(&json(&Value::Object(object))?)
+    let by_id: BTreeMap<NodeId, &NodeStatus> =
+        nodes.iter().map(|node| (node.status.node_id, &node.status)).collect();
+    emit(&json(&by_id)?)
 }
 
 /// What nodes that are up run. A node that is down runs nothing; one whose heartbeat is overdue is listed with

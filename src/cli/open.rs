@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -9,6 +10,8 @@ use crate::cli::deployments;
 use crate::control::desired;
 use crate::core::names::{Identity, Installation, PoolName};
 use crate::core::record::TimestampMs;
+use crate::log::socket::{RemoteLog, Server, socket_path};
+use crate::log::{self, EmbeddedLog, Options};
 use crate::ports::{Clock, Log, LogError};
 use crate::telemetry::clock::SystemClock;
 
@@ -47,10 +50,13 @@ pub struct Target {
     pub pool: PoolName,
 }
 
+/// How long a command waits for another one that has the store open.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 impl Target {
     /// Opens the log, or connects to the node that has it open.
     pub fn log(&self) -> Result<Arc<dyn Log>, LogError> {
-        Err(LogError::Unavailable("this build has no embedded log".into()))
+        patiently(|| log::open_or_connect(&self.dir, Options::default()))
     }
 
     /// The deployment that a user means by this name.
@@ -59,9 +65,41 @@ impl Target {
     }
 }
 
-/// Opens the log for a node, which serves it to other commands: nobody else may have it open.
-pub fn serve(_dir: &Path) -> Result<Arc<dyn Log>, LogError> {
-    Err(LogError::Unavailable("this build has no embedded log".into()))
+/// A log that this process has open and serves to other commands.
+pub struct Served {
+    /// The log.
+    pub log: Arc<dyn Log>,
+    /// Ends with this.
+    _server: Server,
+}
+
+/// Opens the log for a node, and serves it: no other node may have it open.
+pub fn serve(dir: &Path) -> Result<Served, LogError> {
+    let path = socket_path(dir);
+    let log: Arc<dyn Log> = patiently(|| {
+        let opened = EmbeddedLog::open(dir, Options::default());
+        match opened {
+            // Somebody serves it: that is a node, and it will not go away.
+            Err(LogError::Locked(locked)) if RemoteLog::connect(&path).is_ok() => Ok(Err(locked)),
+            other => Ok(Ok(other?)),
+        }
+    })?
+    .map_err(LogError::Locked)?;
+    let server = Server::start(log.clone(), &path)?;
+    Ok(Served { log, _server: server })
+}
+
+/// Tries again for a while where another command has the store open: it will be done soon.
+fn patiently<T>(open: impl Fn() -> Result<T, LogError>) -> Result<T, LogError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match open() {
+            Err(LogError::Locked(_)) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Now, in milliseconds since the Unix epoch.

@@ -76,11 +76,6 @@ pub fn note(line: &str) {
     }
 }
 
-/// Tells whoever reads standard error something that must not be missed.
-pub fn warn(line: &str) {
-    let _ = writeln!(io::stderr(), "warning: {line}");
-}
-
 /// Says why the command failed: on one line, the causes after it.
 pub fn error(error: &anyhow::Error) {
     let _ = writeln!(io::stderr(), "error: {error:#}");

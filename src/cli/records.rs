@@ -9,11 +9,13 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::core::record::{Record, TimestampMs};
+use crate::ports::Fetched;
 
 /// A record as it was written, and the partition that it asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +54,8 @@ struct RawRecord<'a> {
     // What `consume` prints and `produce` has no use for.
     #[serde(default, rename = "offset")]
     _offset: Option<IgnoredAny>,
+    #[serde(default, rename = "id")]
+    _id: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -161,15 +165,67 @@ pub fn fields(record: &Record) -> Map<String, Value> {
     object
 }
 
-/// A record with its place, as one object.
-pub fn to_json(topic: &str, partition: u32, offset: i64, record: &Record) -> Value {
-    let mut object = Map::new();
-    object.insert("topic".into(), topic.into());
-    object.insert("partition".into(), partition.into());
-    object.insert("offset".into(), offset.into());
-    object.insert("timestamp".into(), record.timestamp.into());
-    object.append(&mut fields(record));
-    Value::Object(object)
+/// A record with its place, as one line of JSON, its fields in the order that people read.
+pub struct Line<'a> {
+    id: Option<String>,
+    topic: &'a str,
+    fetched: &'a Fetched,
+}
+
+impl<'a> Line<'a> {
+    /// The line of a record.
+    pub fn new(topic: &'a str, fetched: &'a Fetched) -> Self {
+        Self { id: None, topic, fetched }
+    }
+
+    /// The line with the record's id.
+    #[must_use]
+    pub fn with_id(self, id: String) -> Self {
+        Self { id: Some(id), ..self }
+    }
+}
+
+impl Serialize for Line<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Fetched { partition, offset, record, .. } = self.fetched;
+        let mut map = serializer.serialize_map(None)?;
+        if let Some(id) = &self.id {
+            map.serialize_entry("id", id)?;
+        }
+        map.serialize_entry("topic", self.topic)?;
+        map.serialize_entry("partition", partition)?;
+        map.serialize_entry("offset", offset)?;
+        map.serialize_entry("timestamp", &record.timestamp)?;
+        entry(&mut map, ("key", "key_base64"), record.key.as_deref())?;
+        entry(&mut map, ("value", "value_base64"), record.value.as_deref())?;
+        let header = |(key, value): &'_ (Vec<u8>, Option<Vec<u8>>)| HeaderLine(key.clone(), value.clone());
+        let headers: Vec<HeaderLine> = record.headers.iter().map(header).collect();
+        map.serialize_entry("headers", &headers)?;
+        map.end()
+    }
+}
+
+struct HeaderLine(Vec<u8>, Option<Vec<u8>>);
+
+impl Serialize for HeaderLine {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(2))?;
+        entry(&mut map, ("key", "key_base64"), Some(&self.0))?;
+        entry(&mut map, ("value", "value_base64"), self.1.as_deref())?;
+        map.end()
+    }
+}
+
+fn entry<M: SerializeMap>(
+    map: &mut M,
+    (text, base64): (&'static str, &'static str),
+    bytes: Option<&[u8]>,
+) -> Result<(), M::Error> {
+    match bytes.map(|bytes| std::str::from_utf8(bytes).map_err(|_| BASE64.encode(bytes))) {
+        None => map.serialize_entry(text, &()),
+        Some(Ok(utf8)) => map.serialize_entry(text, utf8),
+        Some(Err(encoded)) => map.serialize_entry(base64, &encoded),
+    }
 }
 
 fn put(object: &mut Map<String, Value>, name: &str, bytes: Option<&[u8]>) {
@@ -238,8 +294,9 @@ mod tests {
         ) {
             let value = value.or_else(|| Some(text.into_bytes()));
             let record = Record { key, value, headers, timestamp: Some(timestamp) };
-            let line = to_json("t", 3, 9, &record).to_string();
-            prop_assert_eq!(parse(line.as_bytes()).unwrap().record, record);
+            let fetched = Fetched { partition: 3, offset: 9, appended_ms: 0, record };
+            let line = serde_json::to_string(&Line::new("t", &fetched)).unwrap();
+            prop_assert_eq!(parse(line.as_bytes()).unwrap().record, fetched.record);
         }
     }
 }

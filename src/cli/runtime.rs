@@ -111,7 +111,9 @@ pub fn default_max_lanes() -> usize {
 pub fn run(config: Config) -> anyhow::Result<()> {
     start_logging(&config)?;
     let (signals, _listener) = listen()?;
-    let log = open::serve(&config.dir)?;
+    // Dropped last: the status of the end is still written, and other commands are served until then.
+    let served = open::serve(&config.dir)?;
+    let log = served.log.clone();
     let engine = engine::new(Some(config.dir.join("cache")), config.schema_registry.as_deref())?;
     let parts = NodeParts {
         modules: Arc::new(TopicStore::new(log.clone())),
@@ -167,7 +169,8 @@ fn incarnation() -> String {
 }
 
 fn start_logging(config: &Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.log_filter)
+    // The storage engine tells of every file that it opens; what the user writes comes after, and counts.
+    let filter = EnvFilter::try_new(format!("fjall=warn,lsm_tree=warn,{}", config.log_filter))
         .map_err(|error| coded(Exit::Usage, format!("the log filter {:?}: {error}", config.log_filter)))?;
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let is_terminal = io::IsTerminal::is_terminal(&io::stderr());

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_coproc");
+
 /// A directory of its own; it goes when this is dropped.
 pub struct Place {
     dir: tempfile::TempDir,
@@ -23,10 +26,6 @@ pub struct Ran {
 impl Place {
     pub fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
-    }
-
-    pub fn program(&self) -> &'static str {
-        env!("CARGO_BIN_EXE_coproc")
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -52,7 +51,7 @@ impl Place {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.program());
+        let mut command = Command::new(PROGRAM);
         command.args(args).current_dir(self.dir.path()).env("COPROC_DIR", self.path("log"));
         for name in ["COPROC_POOL", "COPROC_INSTALLATION", "COPROC_LOG", "COPROC_NODE_ID", "COPROC_CONFIG"] {
             command.env_remove(name);

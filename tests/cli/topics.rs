@@ -149,3 +149,44 @@ fn what_produce_cannot_take_is_refused_and_nothing_of_it_is_written() {
         place.coproc(&[&["consume"], args].concat()).exits(code).complains(says);
     }
 }
+
+#[test]
+fn records_are_found_by_id() {
+    let place = Place::new();
+    place.coproc(&["topic", "create", "t"]).succeeds();
+    place.coproc(&["log", "length", "t"]).succeeds().prints("0\n");
+    place.coproc_with(&["produce", "t"], b"0\n1\n2\n3\n4\n").succeeds();
+    place.coproc(&["log", "length", "t"]).succeeds().prints("5\n");
+    let values = |args: &[&str]| {
+        let ran = place.coproc(&[&["log"], args].concat()).succeeds();
+        ran.out.lines().map(|line| line.split('\t').nth(1).unwrap().to_owned()).collect::<String>()
+    };
+    let first = place.coproc(&["log", "range", "t", "-n", "1"]).succeeds();
+    let id = first.out.split('\t').next().unwrap();
+    assert!(id.ends_with("-0"), "{first:#?}");
+    for (args, found) in [
+        (&["range", "t"][..], "01234"),
+        (&["range", "t", ":1", ":3"], "123"),
+        (&["range", "t", ":1", ":3", "--exclusive"], "2"),
+        (&["range", "t", ":3", ":1"], ""),
+        (&["range", "t", id, id], "0"),
+        (&["range", "t", &id[..4]], "01234"),
+        (&["range", "t", "9999999999999"], ""),
+        (&["revrange", "t"], "43210"),
+        (&["revrange", "t", "-n", "2"], "43"),
+        (&["revrange", "t", ":3", ":1"], "321"),
+        (&["revrange", "t", ":3", ":1", "--exclusive"], "2"),
+        (&["revrange", "t", ":1", ":3"], ""),
+    ] {
+        assert_eq!(values(args), found, "{args:?}");
+    }
+    for (args, code, says) in [
+        (&["range", "t", "abc"][..], 2, "is no place in a topic"),
+        (&["range", "t", ":9"], 3, "offset 9 of t/0 is gone"),
+        (&["range", "nowhere"], 3, "topic nowhere does not exist"),
+        (&["length", "t", "-p", "3"], 3, "there is no partition 3"),
+    ] {
+        place.coproc(&[&["log"], args].concat()).exits(code).complains(says);
+    }
+    place.coproc(&["log", "range", "t", ":4", "-o", "json"]).succeeds().says("-4\",\"topic\":\"t\"");
+}
