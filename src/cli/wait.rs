@@ -6,6 +6,7 @@ use crate::cli::describe::{OnNode, on_nodes};
 use crate::cli::exit::{Exit, coded};
 use crate::cli::list::state;
 use crate::cli::open::{Target, now_ms};
+use crate::cli::output::note;
 use crate::control::observed::{self, ObservedNode};
 use crate::core::names::Identity;
 use crate::core::record::TimestampMs;
@@ -35,6 +36,7 @@ pub fn until_running(
     within: Duration,
 ) -> anyhow::Result<usize> {
     let (deployed_ms, deadline) = (now_ms(), Instant::now() + within);
+    let mut told = String::new();
     loop {
         let nodes = observed::read(log)?.map(|state| state.nodes()).unwrap_or_default();
         let of_pool = nodes.into_iter().filter(|node| node.status.pool == target.pool.as_str());
@@ -52,6 +54,10 @@ pub fn until_running(
                 "{name} does not run yet: {waiting}; it stays deployed, `coproc describe {name}` shows how it goes on"
             );
             return Err(coded(Exit::Unavailable, message));
+        }
+        if waiting != told {
+            note(&format!("waiting: {waiting}"));
+            told = waiting;
         }
         std::thread::sleep(EVERY);
     }

@@ -180,7 +180,7 @@ fn what_node_and_dev_are_told_is_checked() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once_and_nothing_is_lost() {
+fn a_killed_node_loses_nothing() {
     let (place, node) = place_with_node();
     place.coproc(&["deploy", "uppercase.wasm", "-i", "in", "-o", "out", "--wait"]).succeeds();
     node.signal("KILL");
@@ -188,4 +188,22 @@ fn a_second_signal_ends_it_at_once_and_nothing_is_lost() {
     place.coproc_with(&["produce", "in"], b"a\n").succeeds();
     let _node = place.node();
     place.wait_for(&["consume", "out"], |ran| ran.out == "A\n");
+}
+
+#[test]
+fn limits_are_swapped_in_and_a_broken_module_changes_nothing() {
+    let (place, _node) = place_with_node();
+    let deploy = ["deploy", "uppercase.wasm", "-i", "in", "-o", "out", "--wait"];
+    place.coproc(&deploy).succeeds();
+    // One page is all that it needs: swapped in.
+    place.coproc(&[&deploy[..], &["--memory", "64Ki"]].concat()).succeeds().says("generation 2");
+    let text = "(module (memory (export \"memory\") 1))";
+    place.module("broken.wasm", text);
+    place
+        .coproc(&["deploy", "broken.wasm", "--name", "uppercase", "-i", "in", "-o", "out", "--wait"])
+        .exits(4)
+        .complains("broken.wasm cannot be used");
+    place.coproc_with(&["produce", "in"], b"a\n").succeeds();
+    place.wait_for(&["consume", "out"], |ran| ran.out == "A\n");
+    place.coproc(&["describe", "uppercase"]).succeeds().says("Generation:   2");
 }

@@ -65,3 +65,24 @@ fn what_cannot_be_built_says_why() {
     place.write("p/coproc.yaml", "name: p\nlanguage: cobol\n");
     place.coproc(&["build", "-f", "p/coproc.yaml"]).exits(2).complains("unknown variant `cobol`");
 }
+
+/// Needs the SDK from crates.io, or from cargo's cache.
+#[test]
+fn a_rust_project_is_made_built_and_tested() {
+    let place = Place::new();
+    place.coproc(&["init", "hello"]).succeeds();
+    place.coproc(&["build", "-f", "hello/coproc.yaml"]).succeeds().says("hello/hello.wasm built");
+    place.coproc(&["test", "-f", "hello/coproc.yaml"]).succeeds().says("2 tests passed");
+}
+
+/// Needs the SDK from crates.io, or from cargo's cache.
+#[test]
+fn the_example_passes_its_own_tests() {
+    let place = Place::new();
+    let example = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/earthquakes");
+    for file in ["Cargo.toml", "Cargo.lock", "coproc.yaml", "src/main.rs", "tests/alerts.yaml"] {
+        place.write(&format!("quakes/{file}"), std::fs::read(example.join(file)).unwrap());
+    }
+    place.coproc(&["build", "-f", "quakes/coproc.yaml", "--", "--locked"]).succeeds();
+    place.coproc(&["test", "-f", "quakes/coproc.yaml"]).succeeds().says("5 tests passed");
+}
