@@ -1,9 +1,9 @@
 //! The guest host: wasmtime behind the ports `Engine`, `Program` and `Guest`.
 //!
-//! Only here does the process know wasmtime. A module is checked (`admission`), compiled on a thread of its own
-//! with a time limit (`compiler`), in a child process where there
-//! is one (`helper`), kept on disk in a private cache (`cache`), and run by the file of its
-//! contract (`transform`). Nothing here knows topics beyond their names, a log, or a deployment.
+//! Only here does the process know wasmtime. A module is checked (`admission`), compiled on a thread of its own with
+//! a time limit (`compiler`), in a child process where there is one (`helper`), kept on disk in a private cache
+//! (`cache`), and run by the file of its contract (`transform`). Nothing here knows topics beyond their names, a log,
+//! or a deployment.
 
 mod admission;
 mod cache;
