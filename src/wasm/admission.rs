@@ -22,8 +22,11 @@ pub(super) struct AdmissionLimits {
     /// Largest module, in bytes.
     pub(super) module_bytes: usize,
     pub(super) functions: usize,
-    /// Largest body of one function, in bytes: compile time and memory grow faster than it does.
+    /// Largest body of one function, in bytes.
     pub(super) function_bytes: usize,
+    /// Largest product of a function's blocks and its local variables: the values that the compiler may have to
+    /// follow, some hundreds of bytes each.
+    pub(super) function_weight: u64,
     pub(super) types: usize,
     pub(super) globals: usize,
     /// Most data segments, and most element segments.
@@ -38,6 +41,7 @@ impl Default for AdmissionLimits {
             module_bytes: MAX_MODULE_BYTES,
             functions: 50_000,
             function_bytes: 1 << 20,
+            function_weight: 8_000_000,
             types: 10_000,
             globals: 10_000,
             segments: 50_000,
@@ -164,6 +168,9 @@ impl Survey {
         for payload in Parser::new(0).parse_all(bytes) {
             let payload = payload.map_err(invalid)?;
             bound_counts(&payload, limits)?;
+            if let Payload::CodeSectionEntry(body) = &payload {
+                bound_weight(body, limits).map_err(invalid)??;
+            }
             if let wasmparser::ValidPayload::Func(function, body) =
                 validator.payload(&payload).map_err(invalid)?
             {
@@ -358,6 +365,30 @@ fn bound_counts(payload: &Payload<'_>, limits: &AdmissionLimits) -> Result<(), M
     Ok(())
 }
 
+fn bound_weight(
+    body: &wasmparser::FunctionBody<'_>,
+    limits: &AdmissionLimits,
+) -> wasmparser::Result<Result<(), ModuleError>> {
+    let mut variables = 0u64;
+    for group in body.get_locals_reader()? {
+        variables += u64::from(group?.0);
+    }
+    let mut blocks = 1u64;
+    for operator in body.get_operators_reader()? {
+        use wasmparser::Operator::{Block, BrIf, BrTable, If, Loop};
+        if matches!(operator?, Block { .. } | Loop { .. } | If { .. } | BrIf { .. } | BrTable { .. }) {
+            blocks += 1;
+        }
+    }
+    if blocks.saturating_mul(variables) <= limits.function_weight {
+        return Ok(Ok(()));
+    }
+    Ok(Err(ModuleError::TooLarge(format!(
+        "a function of the module has {blocks} blocks and {variables} local variables, which takes too much memory to \
+         compile: build it with optimizations, or split the function"
+    ))))
+}
+
 fn producers(data: &[u8], offset: usize) -> wasmparser::Result<Vec<String>> {
     let mut found = Vec::new();
     let reader = ProducersSectionReader::new(wasmparser::BinaryReader::new(data, offset))?;
@@ -379,7 +410,7 @@ mod tests {
     #[test]
     fn counts_are_bounded() {
         let text = r#"(module (import "redpanda_transform" "check_abi_version_1" (func)) (memory (export "memory") 1)
-            (global i32 (i32.const 0)) (data (i32.const 0) "x") (func (export "_start") nop nop nop nop))"#;
+            (global i32 (i32.const 0)) (data (i32.const 0) "x") (func (export "_start") (local i32) nop nop nop nop))"#;
         let bytes = wat::parse_str(text).unwrap();
         let generous = AdmissionLimits::default();
         assert!(inspect_within(&bytes, &generous).is_ok());
@@ -387,6 +418,7 @@ mod tests {
             (AdmissionLimits { module_bytes: 50, ..generous }, "the limit is 50"),
             (AdmissionLimits { functions: 0, ..generous }, "1 functions, the limit is 0"),
             (AdmissionLimits { function_bytes: 3, ..generous }, "bytes in one function, the limit is 3"),
+            (AdmissionLimits { function_weight: 0, ..generous }, "1 blocks and 1 local variables"),
             (AdmissionLimits { types: 0, ..generous }, "1 types"),
             (AdmissionLimits { globals: 0, ..generous }, "1 globals"),
             (AdmissionLimits { segments: 0, ..generous }, "1 data segments"),

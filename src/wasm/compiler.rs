@@ -4,8 +4,7 @@
 //! its own, single-threaded (nothing is shared that a bad module could block) and at low priority, and who waits
 //! for it gives up at the limit. A thread that was given up goes on in the background and its place goes to others,
 //! for as many as `MAX_ABANDONED`; after that, new compilations wait for a place, and say so when they get none.
-//! The other way, a helper process to be killed, would also bound memory, and cost a second entry into the binary;
-//! admission bounds the size of functions instead.
+//! Where the thread only waits for a child process (`helper`), the child ends itself at the limit, and so does it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -17,10 +16,10 @@ use parking_lot::{Condvar, Mutex};
 use crate::core::digest::Digest;
 use crate::ports::{ModuleError, Program};
 
+use super::helper::{COMPILER_STACK, too_slow};
+
 /// Threads that may go on in the background after they were given up.
 const MAX_ABANDONED: usize = 2;
-/// Compilers recurse over the structure of functions.
-const STACK: usize = 16 << 20;
 
 type Compiled = Result<Arc<dyn Program>, ModuleError>;
 
@@ -111,7 +110,7 @@ impl Compiler {
     ) -> std::io::Result<()> {
         let shared = Arc::clone(&self.shared);
         // Stop policy: it ends by itself; nobody waits for one that was given up, not even the end of the process.
-        thread::Builder::new().name("compile".to_owned()).stack_size(STACK).spawn(move || {
+        thread::Builder::new().name("compile".to_owned()).stack_size(COMPILER_STACK).spawn(move || {
             // Lanes come first. Where this is not allowed it is not needed either.
             let _ = rustix::process::nice(10);
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
@@ -149,10 +148,7 @@ impl Compiler {
                     jobs.abandon(digest);
                     self.shared.changed.notify_all();
                 }
-                return Err(ModuleError::CompileTimeout(format!(
-                    "compiling the module takes longer than {:?}: make it smaller, or split its largest functions",
-                    self.timeout
-                )));
+                return Err(too_slow(self.timeout));
             }
             match deadline {
                 Some(deadline) => drop(self.shared.changed.wait_until(jobs, deadline)),

@@ -15,6 +15,7 @@ use super::admission::{self, AdmissionLimits, MAX_MODULE_BYTES, ModuleInfo};
 use super::cache::CodeCache;
 use super::compiler::Compiler;
 use super::digest_of;
+use super::helper::{Bounds, CompileHelper};
 use super::ticker::Ticker;
 use super::transform::{Bindings, Host, TransformProgram};
 
@@ -33,6 +34,11 @@ pub struct WasmOptions {
     pub compile_timeout: Duration,
     /// Most modules that are compiled at a time.
     pub compile_threads: usize,
+    /// Where modules are compiled: in a child process, or with `None` in this one, where a module that is made for
+    /// it can take all the memory.
+    pub compile_helper: Option<CompileHelper>,
+    /// Most memory of a child process that compiles, in bytes.
+    pub compile_memory: u64,
     /// A private directory for compiled code; `None` compiles anew at every start.
     pub cache_dir: Option<PathBuf>,
     /// Most bytes of compiled code that are kept there.
@@ -45,6 +51,8 @@ impl Default for WasmOptions {
             max_module_bytes: MAX_MODULE_BYTES,
             compile_timeout: Duration::from_mins(1),
             compile_threads: std::thread::available_parallelism().map_or(1, usize::from).min(4),
+            compile_helper: None,
+            compile_memory: 2 << 30,
             cache_dir: None,
             cache_bytes: 1 << 30,
         }
@@ -82,6 +90,8 @@ struct Parts {
     host: Arc<Host>,
     bindings: Bindings,
     cache: Option<CodeCache>,
+    helper: Option<CompileHelper>,
+    bounds: Bounds,
 }
 
 impl Wasmtime {
@@ -90,8 +100,8 @@ impl Wasmtime {
         options: WasmOptions,
         registry: Option<Arc<dyn SchemaRegistry>>,
     ) -> Result<Arc<Self>, EngineError> {
-        let runtime = |error: wasmtime::Error| EngineError::Runtime(format!("{error:#}"));
-        let engine = Runtime::new(&settings()).map_err(runtime)?;
+        let failed = |error: wasmtime::Error| EngineError::Runtime(format!("{error:#}"));
+        let engine = runtime().map_err(failed)?;
         let cache = match options.cache_dir {
             None => None,
             Some(dir) => Some(
@@ -100,10 +110,11 @@ impl Wasmtime {
             ),
         };
         let ticker = Ticker::start(&engine).map_err(EngineError::Ticker)?;
-        let bindings = Bindings::new(&engine, ticker.ticks()).map_err(runtime)?;
+        let bindings = Bindings::new(&engine, ticker.ticks()).map_err(failed)?;
         let host = Arc::new(Host { engine, ticker, registry });
+        let bounds = Bounds { time: options.compile_timeout, memory: options.compile_memory };
         Ok(Arc::new(Self {
-            parts: Arc::new(Parts { host, bindings, cache }),
+            parts: Arc::new(Parts { host, bindings, cache, helper: options.compile_helper, bounds }),
             compiler: Compiler::new(options.compile_threads, options.compile_timeout),
             limits: AdmissionLimits { module_bytes: options.max_module_bytes, ..AdmissionLimits::default() },
         }))
@@ -143,26 +154,22 @@ impl Parts {
         let module = if let Some(module) = self.cached(digest) {
             module
         } else {
-            let module = Module::new(&self.host.engine, bytes).map_err(invalid)?;
-            self.keep(digest, &module);
-            module
+            let code = match &self.helper {
+                Some(helper) => helper.compile(bytes, self.bounds)?,
+                None => self.host.engine.precompile_module(bytes).map_err(invalid)?,
+            };
+            self.keep(digest, &code);
+            self.load(&code).map_err(invalid)?
         };
         let host = Arc::clone(&self.host);
         let program = TransformProgram::new(host, &self.bindings, &module, digest, info.memory_min);
         Ok(Arc::new(program.map_err(invalid)?))
     }
 
-    #[allow(
-        unsafe_code,
-        reason = "compiled code is made by this program, kept where only this user may write, and its checksum has \
-                  just been checked over the bytes that are loaded; see `cache`"
-    )]
     fn cached(&self, digest: Digest) -> Option<Module> {
         let cache = self.cache.as_ref()?;
         let code = cache.get(digest)?;
-        // SAFETY: the bytes are what `Module::serialize` returned, in this or an earlier process of this user with
-        // the same version and settings of wasmtime: `CodeCache` refuses everything else.
-        match unsafe { Module::deserialize(&self.host.engine, code) } {
+        match self.load(&code) {
             Ok(module) => Some(module),
             Err(error) => {
                 tracing::warn!(%digest, %error, "compiled code in the cache does not load; the module is compiled again");
@@ -172,16 +179,30 @@ impl Parts {
         }
     }
 
-    fn keep(&self, digest: Digest, module: &Module) {
+    fn keep(&self, digest: Digest, code: &[u8]) {
         let Some(cache) = &self.cache else { return };
-        let kept = module
-            .serialize()
-            .map_err(|error| error.to_string())
-            .and_then(|code| cache.put(digest, &code).map_err(|error| error.to_string()));
-        if let Err(error) = kept {
+        if let Err(error) = cache.put(digest, code) {
             tracing::warn!(%digest, %error, "cannot keep compiled code; the module is compiled again at the next start");
         }
     }
+
+    /// Loads code that this program compiled: just now, here or in its child, or earlier, and `CodeCache` has
+    /// checked that nobody else wrote it.
+    #[allow(
+        unsafe_code,
+        reason = "machine code can only be loaded this way; compiling in a child process and the cache need it"
+    )]
+    fn load(&self, code: &[u8]) -> wasmtime::Result<Module> {
+        // SAFETY: the bytes are what `precompile_module` returned to this program: the callers are private, and pass
+        // the answer of the compiler, or of the cache, whose files only this user writes and which checks a hash
+        // over these very bytes. The bytes are copied, so that they cannot change afterwards.
+        unsafe { Module::deserialize(&self.host.engine, code) }
+    }
+}
+
+/// wasmtime with our settings; a child that compiles needs the same.
+pub(super) fn runtime() -> wasmtime::Result<Runtime> {
+    Runtime::new(&settings())
 }
 
 fn settings() -> Config {
