@@ -22,6 +22,7 @@ const MAX_LINGER: Duration = Duration::from_millis(2);
 
 /// Runs until the queue is closed and empty.
 pub fn run(store: &Store) {
+    let _ended = Ended(store);
     let mut callers = 1;
     let mut took = Duration::ZERO;
     loop {
@@ -33,6 +34,20 @@ pub fn run(store: &Store) {
         let start = Instant::now();
         work_off(store, requests);
         took = start.elapsed();
+    }
+}
+
+/// Whatever ends the writer: who waits for it is told, and nobody waits any more.
+struct Ended<'a>(&'a Store);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.queue.close();
+        while let Some(requests) = self.0.queue.take(1, Duration::ZERO) {
+            for request in requests {
+                request.refuse(LogError::Unavailable("its writer ended".into()));
+            }
+        }
     }
 }
 
@@ -159,6 +174,7 @@ impl<'a> Group<'a> {
             return;
         }
         let result = self.commit();
+        fail::fail_point!("log::commit::after_sync_before_publish");
         if result.is_ok() {
             self.publish();
         }
