@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::core::record::{Offset, TimestampMs};
-use crate::log::catalog::{CLOCK_KEY, COMMIT_KEY, Start, Topic, start_key};
+use crate::log::catalog::{CLOCK_KEY, COMMIT_KEY, Span, Topic, span_key};
 use crate::log::engine::{Space, Write, chunk_key};
 use crate::log::frame::{Body, HEADER_BYTES, PartitionId, Place};
 use crate::log::request::{Appended, Commit, Edit, Request};
@@ -189,6 +189,10 @@ impl<'a> Group<'a> {
         for (id, open) in &mut self.chunks {
             let bytes = std::mem::take(&mut open.bytes);
             writes.push(Write::Put(Space::Records, chunk_key(*id, open.base).to_vec(), bytes));
+            let first = open.topic.partition(open.partition)?.extent().first;
+            let span = Span { first, end: open.next, max_timestamp: open.max_timestamp };
+            // In the other half of the engine, so that a lost half is noticed.
+            writes.push(span_write(*id, span));
         }
         for (key, offset) in self.offsets.drain() {
             writes.push(Write::Put(Space::Meta, key, offset.to_be_bytes().to_vec()));
@@ -196,7 +200,7 @@ impl<'a> Group<'a> {
         let number = self.store.last_commit() + 1;
         writes.push(Write::Put(Space::Meta, COMMIT_KEY.to_vec(), number.to_be_bytes().to_vec()));
         writes.push(Write::Put(Space::Meta, CLOCK_KEY.to_vec(), self.append_ms.to_be_bytes().to_vec()));
-        self.store.commit(number, self.append_ms, writes)
+        self.store.commit(number, self.append_ms, &writes)
     }
 
     fn publish(&mut self) {
@@ -221,6 +225,6 @@ impl<'a> Group<'a> {
 }
 
 /// The writes that move the start of a partition, for housekeeping.
-pub fn start_write(id: PartitionId, start: Start) -> Write {
-    Write::Put(Space::Meta, start_key(id), start.to_bytes())
+pub fn span_write(id: PartitionId, start: Span) -> Write {
+    Write::Put(Space::Meta, span_key(id), start.to_bytes())
 }

@@ -53,10 +53,13 @@ fn says_so_serves_reads_and_goes_on_when_there_is_room() {
     };
     assert!(matches!(error, LogError::Storage(_)), "{error:?}");
     assert!(error.to_string().contains("free some space"), "{error}");
-    for _ in 0..3 {
-        let again = try_one(&log, &large);
-        assert!(matches!(again, Err(LogError::Storage(_))), "{again:?}");
-        assert_eq!(read_all(&*log, &name).len(), written, "reads go on, nothing half applied");
+    for _ in 0..10 {
+        // Opening anew may have freed some space; then a commit goes through, and is there.
+        match try_one(&log, &large) {
+            Ok(_) => written += 1,
+            Err(error) => assert!(matches!(error, LogError::Storage(_)), "{error:?}"),
+        }
+        assert_eq!(read_all(&*log, &name).len(), written, "reads go on, nothing is half applied");
     }
     std::fs::remove_file(&ballast).unwrap();
     try_one(&log, "after").unwrap();
