@@ -54,10 +54,10 @@ pub struct Store {
 
 impl Store {
     /// Opens the store in `dir`, and checks that nothing is missing that a caller was told of.
-    pub fn open(dir: &Path, options: &Options) -> Result<Self, LogError> {
+    pub fn open(dir: &Path, options: Options) -> Result<Self, LogError> {
         let home = Home::take(dir)?;
         clear_unfinished(&home)?;
-        let engine = Engine::open(&home.engine_dir(), options)?;
+        let engine = Engine::open(&home.engine_dir(), &options)?;
         let last_commit = stored_number(&engine, COMMIT_KEY)?;
         if last_commit < home.acknowledged() {
             return Err(missing(&home, last_commit));
@@ -76,7 +76,7 @@ impl Store {
             catalog_watchers: Watchers::default(),
             housekeeping: Mutex::default(),
             delete_retention_ms: options.delete_retention.as_millis() as u64,
-            clock: options.clock.clone(),
+            clock: options.clock,
             engine,
             home,
         })

@@ -11,7 +11,7 @@ use crate::core::record::{Offset, TimestampMs};
 use crate::log::catalog::{CLOCK_KEY, COMMIT_KEY, Span, Topic, span_key};
 use crate::log::engine::{Space, Write, chunk_key};
 use crate::log::frame::{Body, HEADER_BYTES, PartitionId, Place};
-use crate::log::request::{Appended, Commit, Edit, Request};
+use crate::log::request::{Appended, Commit, Edit, Reply, Request};
 use crate::log::store::Store;
 use crate::ports::LogError;
 
@@ -53,8 +53,7 @@ impl Drop for Ended<'_> {
 
 fn work_off(store: &Store, requests: Vec<Request>) {
     let mut group = Group::new(store);
-    let mut requests = requests.into_iter().peekable();
-    while let Some(request) = requests.next() {
+    for request in requests {
         match request {
             Request::Commit(commit) => group.stage_commit(commit),
             Request::Edit(edit) => {
@@ -90,7 +89,7 @@ struct Group<'a> {
     chunks: BTreeMap<PartitionId, Open>,
     offsets: HashMap<Vec<u8>, Offset>,
     effects: Vec<Effect<'a>>,
-    answers: Vec<Box<dyn FnOnce(Result<(), LogError>) + Send + 'a>>,
+    answers: Vec<Reply<()>>,
 }
 
 impl<'a> Group<'a> {
