@@ -53,6 +53,9 @@ pub use socket::open_or_connect;
 /// Largest `max_record_bytes` that a topic can have, in bytes.
 pub const MAX_RECORD_BYTES: usize = 64 << 20;
 
+/// Longer waits than this end after it: an `Instant` has an end.
+const LONGEST_WAIT: Duration = Duration::from_hours(24);
+
 /// What is promised when a commit is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
@@ -84,7 +87,7 @@ impl Default for Options {
             durability: Durability::default(),
             cache_bytes: 8 << 20,
             housekeeping_interval: Some(Duration::from_secs(30)),
-            delete_retention: Duration::from_secs(24 * 3_600),
+            delete_retention: Duration::from_hours(24),
             clock: Arc::new(SystemClock::default()),
         }
     }
@@ -100,13 +103,14 @@ pub struct EmbeddedLog {
 impl EmbeddedLog {
     /// Opens the store in `dir`, which is made where there is none.
     pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, LogError> {
-        let store = Arc::new(Store::open(dir, &options)?);
+        let interval = options.housekeeping_interval;
+        let store = Arc::new(Store::open(dir, options)?);
         let writing = store.clone();
         let writer = std::thread::Builder::new()
             .name("log-writer".into())
             .spawn(move || writer::run(&writing))
             .map_err(|error| LogError::Storage(format!("start the writer's thread: {error}")))?;
-        let housekeeper = Housekeeper::start(store.clone(), options.housekeeping_interval);
+        let housekeeper = Housekeeper::start(store.clone(), interval);
         // Made before `?`, so that a failure ends the writer.
         let mut log = Self { store, housekeeper: Housekeeper::none(), writer: Some(writer) };
         log.housekeeper = housekeeper?;
@@ -116,6 +120,11 @@ impl EmbeddedLog {
     /// Runs retention and compaction now, to their end.
     pub fn housekeep(&self) -> Result<(), LogError> {
         housekeeping::run(&self.store, true)
+    }
+
+    /// Moves what is only in the journal to tables: a restart has less to read.
+    pub fn flush_tables(&self) -> Result<(), LogError> {
+        self.store.engine.flush()
     }
 
     /// As `produce`, without waiting: `done` is called on the writer's thread once the records are durable, and
@@ -159,7 +168,7 @@ impl Log for EmbeddedLog {
 
     fn fold(&self, topic: &TopicName) -> Result<Box<dyn Fold>, LogError> {
         let topic = self.store.topic(topic)?;
-        Ok(Box::new(TopicFold::open(self.store.clone(), topic)?))
+        Ok(Box::new(TopicFold::open(self.store.clone(), &topic)?))
     }
 
     fn fenced_writer(&self, topic: &TopicName, id: &str) -> Result<Box<dyn FencedWriter>, LogError> {

@@ -1,5 +1,11 @@
 //! The embedded log, on real files.
 #![cfg(feature = "log")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::needless_pass_by_value,
+    reason = "tests, and what they share"
+)]
 
 #[path = "log/support.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! Ranges of records by id, after PipeProc: `:5`, `1518951480106-5`, `1518951480106`, `15189`.
+//! Ranges of records by id, after `PipeProc`: `:5`, `1518951480106-5`, `1518951480106`, `15189`.
 //!
 //! An id is `{append time in ms}-{offset}`. Within a partition append times never go back, so ids are ordered as
 //! offsets are. A bound is one of

@@ -8,7 +8,7 @@ use crate::core::names::{ConsumerGroup, TopicName};
 use crate::core::record::{Offset, TimestampMs};
 use crate::log::EmbeddedLog;
 use crate::log::catalog::{
-    NEXT_ID_KEY, Partition, Start, StoredTopic, Topic, check_config, offset_key, start_key, topic_key,
+    NEXT_ID_KEY, Partition, Span, StoredTopic, Topic, check_config, offset_key, span_key, topic_key,
     trash_key,
 };
 use crate::log::cursor::{in_range, offset_at};
@@ -64,7 +64,7 @@ fn plan_create(
     ];
     let effect = move |store: &Store| {
         store.set_next_id(next_id);
-        let partitions = stored.partitions.iter().map(|id| Partition::new(*id, Start::NEW)).collect();
+        let partitions = stored.partitions.iter().map(|id| Partition::new(*id, Span::NEW)).collect();
         let topic = Arc::new(Topic::new(name.clone(), id, config, partitions));
         store.topics.write().insert(name, topic);
         store.catalog_watchers.raise();
@@ -90,7 +90,7 @@ fn plan_delete(store: &Store, name: &TopicName) -> Result<(Vec<Write>, Effect), 
     }
     let mut writes = vec![Write::Remove(Space::Meta, topic_key(name))];
     for partition in &topic.partitions {
-        writes.push(Write::Remove(Space::Meta, start_key(partition.id)));
+        writes.push(Write::Remove(Space::Meta, span_key(partition.id)));
         // The records go later, bit by bit: `housekeeping`.
         writes.push(Write::Put(Space::Meta, trash_key(partition.id), Vec::new()));
     }

@@ -21,8 +21,8 @@ pub const CLOCK_KEY: &[u8] = b"c";
 pub const TOPIC_PREFIX: &[u8] = b"t/";
 /// Keys of committed offsets begin with this.
 pub const OFFSET_PREFIX: &[u8] = b"o/";
-/// Keys of where partitions start begin with this.
-pub const START_PREFIX: &[u8] = b"s/";
+/// Keys of what partitions hold begin with this.
+pub const SPAN_PREFIX: &[u8] = b"s/";
 /// Keys of partitions whose chunks are to be removed begin with this.
 pub const TRASH_PREFIX: &[u8] = b"x/";
 
@@ -53,13 +53,13 @@ pub struct Cleaned {
 }
 
 impl Partition {
-    /// A partition with this start.
-    pub fn new(id: PartitionId, start: Start) -> Self {
+    /// A partition that holds this.
+    pub fn new(id: PartitionId, span: Span) -> Self {
         Self {
             id,
-            first: AtomicI64::new(start.first),
-            end: AtomicI64::new(start.end),
-            max_timestamp: AtomicI64::new(start.max_timestamp),
+            first: AtomicI64::new(span.first),
+            end: AtomicI64::new(span.end),
+            max_timestamp: AtomicI64::new(span.max_timestamp),
             cleaned: Mutex::default(),
         }
     }
@@ -173,19 +173,19 @@ impl Topic {
     }
 }
 
-/// Where a partition starts, once records were removed from its front.
+/// What a partition holds, as it is written down with every commit to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start {
+pub struct Span {
     /// The first offset there is.
     pub first: Offset,
-    /// The next offset, at least.
+    /// The next offset.
     pub end: Offset,
-    /// The largest timestamp, at least.
+    /// The largest timestamp so far.
     pub max_timestamp: TimestampMs,
 }
 
-impl Start {
-    /// Where a new partition starts.
+impl Span {
+    /// What a new partition holds.
     pub const NEW: Self = Self { first: 0, end: 0, max_timestamp: TimestampMs::MIN };
 
     /// As it is stored.
@@ -199,7 +199,7 @@ impl Start {
             |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(i64::from_be_bytes);
         match (number(0), number(8), number(16), bytes.len()) {
             (Some(first), Some(end), Some(max_timestamp), 24) => Ok(Self { first, end, max_timestamp }),
-            _ => Err(corrupt("where a partition starts")),
+            _ => Err(corrupt("what a partition holds")),
         }
     }
 }
@@ -292,9 +292,9 @@ pub fn topic_key(name: &TopicName) -> Vec<u8> {
     [TOPIC_PREFIX, name.as_str().as_bytes()].concat()
 }
 
-/// The key under which a partition's start is stored.
-pub fn start_key(partition: PartitionId) -> Vec<u8> {
-    [START_PREFIX, &partition.to_be_bytes()].concat()
+/// The key under which it is stored what a partition holds.
+pub fn span_key(partition: PartitionId) -> Vec<u8> {
+    [SPAN_PREFIX, &partition.to_be_bytes()].concat()
 }
 
 /// The key that says that a partition's chunks are to be removed.
@@ -356,9 +356,9 @@ mod tests {
         let (group, topic) = ("g/1".parse().unwrap(), "t".parse().unwrap());
         assert_eq!(parse_offset_key(&offset_key(&group, &topic, 256)).unwrap(), (group, topic, 256));
 
-        let start = Start { first: 3, end: 9, max_timestamp: -4 };
-        assert_eq!(Start::from_bytes(&start.to_bytes()).unwrap(), start);
-        assert!(Start::from_bytes(&[0; 23]).is_err());
+        let span = Span { first: 3, end: 9, max_timestamp: -4 };
+        assert_eq!(Span::from_bytes(&span.to_bytes()).unwrap(), span);
+        assert!(Span::from_bytes(&[0; 23]).is_err());
         assert!(parse_offset_key(b"o/x").is_err());
     }
 }

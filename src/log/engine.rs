@@ -96,14 +96,16 @@ impl Engine {
     }
 
     /// Applies all of the changes, or none; as durable as the options say when this returns.
-    pub fn commit(&self, writes: Vec<Write>) -> Result<(), LogError> {
+    pub fn commit(&self, writes: &[Write]) -> Result<(), LogError> {
         self.with(|handle| {
             handle.wait_for_room()?;
             let mut batch = handle.database.batch().durability(None);
             for write in writes {
                 match write {
-                    Write::Put(space, key, value) => batch.insert(handle.space(space), key, value),
-                    Write::Remove(space, key) => batch.remove(handle.space(space), key),
+                    Write::Put(space, key, value) => {
+                        batch.insert(handle.space(*space), key.as_slice(), value.as_slice());
+                    }
+                    Write::Remove(space, key) => batch.remove(handle.space(*space), key.as_slice()),
                 }
             }
             batch.commit().map_err(|error| failed(&error))?;
@@ -272,7 +274,9 @@ fn failed(error: &fjall::Error) -> LogError {
     use fjall::{Error, LsmError};
     match error {
         Error::Io(error) | Error::Storage(LsmError::Io(error)) => io_failed(error),
-        Error::Poisoned => LogError::Storage("an earlier write failed".into()),
+        Error::Poisoned => {
+            LogError::Storage("an earlier write failed: free some space, or see the disk's health".into())
+        }
         Error::Locked => LogError::Locked("another process has the store open".into()),
         Error::InvalidVersion(version) => LogError::BadConfig(format!(
             "the store's files are of engine version {version:?}: use the version of coproc that wrote them"

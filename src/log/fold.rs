@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::names::TopicName;
 use crate::core::record::{Offset, Payload};
+use crate::log::LONGEST_WAIT;
 use crate::log::catalog::Topic;
 use crate::log::cursor::Cursor;
 use crate::log::signal::Signal;
@@ -32,7 +33,7 @@ struct Reading {
 
 impl TopicFold {
     /// A fold of a topic that exists.
-    pub fn open(store: Arc<Store>, topic: Arc<Topic>) -> Result<Self, LogError> {
+    pub fn open(store: Arc<Store>, topic: &Arc<Topic>) -> Result<Self, LogError> {
         if !topic.is_compacted() {
             return Err(LogError::BadConfig(format!(
                 "topic {} is not compacted: create it with clean-up policy compact",
@@ -41,7 +42,7 @@ impl TopicFold {
         }
         let signal = Arc::<Signal>::default();
         store.catalog_watchers.add(&signal);
-        let reading = Some(Reading::new(&topic, &signal)?);
+        let reading = Some(Reading::new(topic, &signal)?);
         let name = topic.name.clone();
         Ok(Self { store, name, signal, reading, ready: VecDeque::new(), last_read: Instant::now() })
     }
@@ -116,7 +117,7 @@ impl Reading {
 
 impl Fold for TopicFold {
     fn next(&mut self, wait: Duration) -> Result<FoldEvent, LogError> {
-        let deadline = Instant::now() + wait.min(Duration::from_secs(86_400));
+        let deadline = Instant::now() + wait.min(LONGEST_WAIT);
         loop {
             if let Some(event) = self.step()? {
                 return Ok(event);

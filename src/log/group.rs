@@ -208,11 +208,11 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::catalog::{Partition, Start};
+    use crate::log::catalog::{Partition, Span};
     use crate::ports::TopicConfig;
 
     fn topic(partitions: u64) -> Arc<Topic> {
-        let partitions = (0..partitions).map(|id| Partition::new(id, Start::NEW)).collect();
+        let partitions = (0..partitions).map(|id| Partition::new(id, Span::NEW)).collect();
         Arc::new(Topic::new("t".parse().unwrap(), 1, TopicConfig::default(), partitions))
     }
 

@@ -7,14 +7,14 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use crate::core::record::Offset;
-use crate::log::catalog::{Partition, Start, TRASH_PREFIX, Topic, number, trash_key};
+use crate::log::catalog::{Partition, Span, TRASH_PREFIX, Topic, number, trash_key};
 use crate::log::compaction;
 use crate::log::cursor::milestone;
 use crate::log::engine::{Space, Write, chunk_key};
 use crate::log::frame::PartitionId;
 use crate::log::request::Effect;
 use crate::log::store::Store;
-use crate::log::writer::start_write;
+use crate::log::writer::span_write;
 use crate::ports::{Cleanup, LogError};
 
 /// Most chunks that are removed in one commit.
@@ -146,15 +146,15 @@ fn remove(
             // commit fail, they are back after a restart.
             partition.cut(next);
             let mut writes = removals(partition.id, &bases);
-            writes.push(start_write(partition.id, start_of(partition, next)));
+            writes.push(span_write(partition.id, start_of(partition, next)));
             Ok((writes, Box::new(|_: &Store| {}) as Effect))
         })?;
     }
     Ok(())
 }
 
-fn start_of(partition: &Partition, first: Offset) -> Start {
-    Start { first, end: partition.extent().end, max_timestamp: partition.max_timestamp() }
+fn start_of(partition: &Partition, first: Offset) -> Span {
+    Span { first, end: partition.extent().end, max_timestamp: partition.max_timestamp() }
 }
 
 fn removals(id: PartitionId, bases: &[Offset]) -> Vec<Write> {

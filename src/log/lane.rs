@@ -8,6 +8,7 @@ use crate::core::deployment::StartOffset;
 use crate::core::ledger::{Ledger, TopicPartition};
 use crate::core::names::TopicName;
 use crate::core::record::{Batch, Offset};
+use crate::log::LONGEST_WAIT;
 use crate::log::catalog::Topic;
 use crate::log::cursor::{Cursor, offset_at};
 use crate::log::group::{Membership, News};
@@ -223,7 +224,7 @@ impl Slot {
 
 impl LaneSession for Lane {
     fn poll(&mut self, batch: &mut Batch, wait: Duration) -> Event {
-        let deadline = Instant::now() + wait.min(Duration::from_secs(86_400));
+        let deadline = Instant::now() + wait.min(LONGEST_WAIT);
         if let Some(topic) = batch.topic().cloned() {
             batch.reset(&topic, batch.partition());
         }

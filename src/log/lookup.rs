@@ -1,4 +1,4 @@
-//! Records by id: `range`, `revrange` and `length`, after PipeProc. The grammar is `core::range`.
+//! Records by id: `range`, `revrange` and `length`, after `PipeProc`. The grammar is `core::range`.
 
 use crate::core::names::TopicName;
 use crate::core::range::{Bound, Id};
@@ -192,6 +192,7 @@ impl<'a> Walk<'a> {
 }
 
 /// Where to begin looking.
+#[derive(Clone, Copy)]
 enum Hint {
     Offset(Offset),
     Time(i64),

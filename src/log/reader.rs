@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::core::record::{Offset, Record};
+use crate::log::LONGEST_WAIT;
 use crate::log::catalog::Topic;
 use crate::log::cursor::{Cursor, in_range, offset_at};
 use crate::log::signal::Signal;
@@ -138,7 +139,7 @@ impl Position {
 
 impl Reader for TopicReader {
     fn fetch(&mut self, wait: Duration) -> Result<Vec<Fetched>, LogError> {
-        let deadline = Instant::now() + wait.min(Duration::from_secs(86_400));
+        let deadline = Instant::now() + wait.min(LONGEST_WAIT);
         loop {
             let fetched = self.read()?;
             if !fetched.is_empty() || !self.signal.wait_until(deadline) {

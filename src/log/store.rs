@@ -12,7 +12,7 @@ use crate::core::names::{ConsumerGroup, TopicName};
 use crate::core::record::{Offset, TimestampMs};
 use crate::log::Options;
 use crate::log::catalog::{
-    self, CLOCK_KEY, COMMIT_KEY, NEXT_ID_KEY, OFFSET_PREFIX, Partition, START_PREFIX, Start, StoredTopic,
+    self, CLOCK_KEY, COMMIT_KEY, NEXT_ID_KEY, OFFSET_PREFIX, Partition, SPAN_PREFIX, Span, StoredTopic,
     TOPIC_PREFIX, Topic,
 };
 use crate::log::engine::{Engine, Write};
@@ -54,10 +54,10 @@ pub struct Store {
 
 impl Store {
     /// Opens the store in `dir`, and checks that nothing is missing that a caller was told of.
-    pub fn open(dir: &Path, options: &Options) -> Result<Self, LogError> {
+    pub fn open(dir: &Path, options: Options) -> Result<Self, LogError> {
         let home = Home::take(dir)?;
         clear_unfinished(&home)?;
-        let engine = Engine::open(&home.engine_dir(), options)?;
+        let engine = Engine::open(&home.engine_dir(), &options)?;
         let last_commit = stored_number(&engine, COMMIT_KEY)?;
         if last_commit < home.acknowledged() {
             return Err(missing(&home, last_commit));
@@ -76,7 +76,7 @@ impl Store {
             catalog_watchers: Watchers::default(),
             housekeeping: Mutex::default(),
             delete_retention_ms: options.delete_retention.as_millis() as u64,
-            clock: options.clock.clone(),
+            clock: options.clock,
             engine,
             home,
         })
@@ -204,15 +204,13 @@ impl Store {
 
     /// Commits a group, on the writer's thread. Where the engine fails, it is opened again to learn whether the
     /// commit went through after all.
-    pub fn commit(&self, number: u64, append_ms: TimestampMs, writes: Vec<Write>) -> Result<(), LogError> {
+    pub fn commit(&self, number: u64, append_ms: TimestampMs, writes: &[Write]) -> Result<(), LogError> {
         fail::fail_point!("log::commit::before_write", |_| Err(LogError::Storage("injected".into())));
         if !self.engine.is_open() {
             self.engine.reopen()?;
             self.check_whole()?;
         }
-        if let Err(error) = self.engine.commit(writes) {
-            self.settle(number, error)?;
-        }
+        self.commit_or_settle(number, writes)?;
         self.last_commit.store(number, Ordering::Release);
         self.append_ms.store(append_ms, Ordering::Release);
         // Without the note a damaged tail would be noticed less well: no reason to fail a commit that is done.
@@ -222,20 +220,33 @@ impl Store {
         Ok(())
     }
 
-    fn settle(&self, number: u64, error: LogError) -> Result<(), LogError> {
+    fn commit_or_settle(&self, number: u64, writes: &[Write]) -> Result<(), LogError> {
+        let Err(error) = self.engine.commit(writes) else { return Ok(()) };
         tracing::warn!(%error, "a commit failed: the log opens its store again to see what is in it");
-        let uncertain = |again: &LogError| LogError::Uncertain(format!("{error}; then: {again}"));
-        self.engine.reopen().map_err(|again| uncertain(&again))?;
-        let stored = stored_number(&self.engine, COMMIT_KEY).map_err(|again| uncertain(&again))?;
+        if self.settle(number, &error)? {
+            return Ok(());
+        }
+        // The engine refuses everything after a failure in the background, and opening it gives back space: tried
+        // once more, what fails now fails for a reason of today.
+        let Err(error) = self.engine.commit(writes) else { return Ok(()) };
+        if self.settle(number, &error)? { Ok(()) } else { Err(error) }
+    }
+
+    /// Opens the engine anew after a failed commit: whether the commit is in it, and then durable.
+    fn settle(&self, number: u64, error: &LogError) -> Result<bool, LogError> {
+        let uncertain = |again: LogError| LogError::Uncertain(format!("{error}; then: {again}"));
+        self.engine.reopen().map_err(uncertain)?;
+        let stored = stored_number(&self.engine, COMMIT_KEY).map_err(uncertain)?;
         if stored + 1 < number {
             return Err(missing(&self.home, stored));
         }
         if stored < number {
-            return Err(error);
+            return Ok(false);
         }
         // It was written whole, only the answer failed. What a failed sync left in the page cache may never reach
         // the disk, so the journal is not trusted with it.
-        self.engine.flush().and_then(|()| self.engine.sync()).map_err(|again| uncertain(&again))
+        self.engine.flush().and_then(|()| self.engine.sync()).map_err(uncertain)?;
+        Ok(true)
     }
 
     fn check_whole(&self) -> Result<(), LogError> {
@@ -294,9 +305,9 @@ fn stored_number(engine: &Engine, key: &[u8]) -> Result<u64, LogError> {
 }
 
 fn load_topics(engine: &Engine) -> Result<BTreeMap<TopicName, Arc<Topic>>, LogError> {
-    let mut starts = HashMap::new();
-    for (key, value) in engine.meta_prefix(START_PREFIX)? {
-        starts.insert(catalog::number(&key[START_PREFIX.len()..])?, Start::from_bytes(&value)?);
+    let mut spans = HashMap::new();
+    for (key, value) in engine.meta_prefix(SPAN_PREFIX)? {
+        spans.insert(catalog::number(&key[SPAN_PREFIX.len()..])?, Span::from_bytes(&value)?);
     }
     let mut topics = BTreeMap::new();
     for (key, value) in engine.meta_prefix(TOPIC_PREFIX)? {
@@ -308,7 +319,7 @@ fn load_topics(engine: &Engine) -> Result<BTreeMap<TopicName, Arc<Topic>>, LogEr
         let partitions: Result<Vec<_>, _> = stored
             .partitions
             .iter()
-            .map(|id| load_partition(engine, *id, starts.get(id).copied().unwrap_or(Start::NEW)))
+            .map(|id| load_partition(engine, *id, spans.get(id).copied().unwrap_or(Span::NEW)))
             .collect();
         let partitions = partitions.map_err(|error| match error {
             LogError::Corrupt(what) => LogError::Corrupt(format!("topic {name}: {what}")),
@@ -319,20 +330,25 @@ fn load_topics(engine: &Engine) -> Result<BTreeMap<TopicName, Arc<Topic>>, LogEr
     Ok(topics)
 }
 
-fn load_partition(engine: &Engine, id: PartitionId, start: Start) -> Result<Partition, LogError> {
-    let Some((base, chunk)) = engine.chunk_before(id, Offset::MAX)? else {
-        return Ok(Partition::new(id, Start { first: start.end, ..start }));
-    };
-    let mut last = None;
-    for frame in frames(&chunk, id, base) {
-        let frame = frame.map_err(|error| {
-            LogError::Corrupt(format!("the chunk at offset {base}: {error}; restore the store from a backup"))
-        })?;
-        last = Some(frame.header);
+fn load_partition(engine: &Engine, id: PartitionId, span: Span) -> Result<Partition, LogError> {
+    let mut end = span.first;
+    if let Some((base, chunk)) = engine.chunk_before(id, Offset::MAX)? {
+        for frame in frames(&chunk, id, base) {
+            let frame = frame.map_err(|error| {
+                LogError::Corrupt(format!(
+                    "the chunk at offset {base}: {error}; restore the store from a backup"
+                ))
+            })?;
+            end = frame.header.next;
+        }
     }
-    let end = last.map_or(base, |header| header.next).max(start.end);
-    let max_timestamp = last.map_or(TimestampMs::MIN, |header| header.max_timestamp).max(start.max_timestamp);
-    Ok(Partition::new(id, Start { first: start.first, end, max_timestamp }))
+    if end != span.end {
+        return Err(LogError::Corrupt(format!(
+            "its records end at offset {end} instead of {}: restore the store from a backup",
+            span.end
+        )));
+    }
+    Ok(Partition::new(id, span))
 }
 
 fn load_committed(engine: &Engine, topics: &BTreeMap<TopicName, Arc<Topic>>) -> Result<Committed, LogError> {

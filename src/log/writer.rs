@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::core::record::{Offset, TimestampMs};
-use crate::log::catalog::{CLOCK_KEY, COMMIT_KEY, Start, Topic, start_key};
+use crate::log::catalog::{CLOCK_KEY, COMMIT_KEY, Span, Topic, span_key};
 use crate::log::engine::{Space, Write, chunk_key};
 use crate::log::frame::{Body, HEADER_BYTES, PartitionId, Place};
-use crate::log::request::{Appended, Commit, Edit, Request};
+use crate::log::request::{Appended, Commit, Edit, Reply, Request};
 use crate::log::store::Store;
 use crate::ports::LogError;
 
@@ -22,6 +22,7 @@ const MAX_LINGER: Duration = Duration::from_millis(2);
 
 /// Runs until the queue is closed and empty.
 pub fn run(store: &Store) {
+    let _ended = Ended(store);
     let mut callers = 1;
     let mut took = Duration::ZERO;
     loop {
@@ -36,10 +37,23 @@ pub fn run(store: &Store) {
     }
 }
 
+/// Whatever ends the writer: who waits for it is told, and nobody waits any more.
+struct Ended<'a>(&'a Store);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.queue.close();
+        while let Some(requests) = self.0.queue.take(1, Duration::ZERO) {
+            for request in requests {
+                request.refuse(LogError::Unavailable("its writer ended".into()));
+            }
+        }
+    }
+}
+
 fn work_off(store: &Store, requests: Vec<Request>) {
     let mut group = Group::new(store);
-    let mut requests = requests.into_iter().peekable();
-    while let Some(request) = requests.next() {
+    for request in requests {
         match request {
             Request::Commit(commit) => group.stage_commit(commit),
             Request::Edit(edit) => {
@@ -75,7 +89,7 @@ struct Group<'a> {
     chunks: BTreeMap<PartitionId, Open>,
     offsets: HashMap<Vec<u8>, Offset>,
     effects: Vec<Effect<'a>>,
-    answers: Vec<Box<dyn FnOnce(Result<(), LogError>) + Send + 'a>>,
+    answers: Vec<Reply<()>>,
 }
 
 impl<'a> Group<'a> {
@@ -159,6 +173,7 @@ impl<'a> Group<'a> {
             return;
         }
         let result = self.commit();
+        fail::fail_point!("log::commit::after_sync_before_publish");
         if result.is_ok() {
             self.publish();
         }
@@ -173,6 +188,10 @@ impl<'a> Group<'a> {
         for (id, open) in &mut self.chunks {
             let bytes = std::mem::take(&mut open.bytes);
             writes.push(Write::Put(Space::Records, chunk_key(*id, open.base).to_vec(), bytes));
+            let first = open.topic.partition(open.partition)?.extent().first;
+            let span = Span { first, end: open.next, max_timestamp: open.max_timestamp };
+            // In the other half of the engine, so that a lost half is noticed.
+            writes.push(span_write(*id, span));
         }
         for (key, offset) in self.offsets.drain() {
             writes.push(Write::Put(Space::Meta, key, offset.to_be_bytes().to_vec()));
@@ -180,7 +199,7 @@ impl<'a> Group<'a> {
         let number = self.store.last_commit() + 1;
         writes.push(Write::Put(Space::Meta, COMMIT_KEY.to_vec(), number.to_be_bytes().to_vec()));
         writes.push(Write::Put(Space::Meta, CLOCK_KEY.to_vec(), self.append_ms.to_be_bytes().to_vec()));
-        self.store.commit(number, self.append_ms, writes)
+        self.store.commit(number, self.append_ms, &writes)
     }
 
     fn publish(&mut self) {
@@ -205,6 +224,6 @@ impl<'a> Group<'a> {
 }
 
 /// The writes that move the start of a partition, for housekeeping.
-pub fn start_write(id: PartitionId, start: Start) -> Write {
-    Write::Put(Space::Meta, start_key(id), start.to_bytes())
+pub fn span_write(id: PartitionId, start: Span) -> Write {
+    Write::Put(Space::Meta, span_key(id), start.to_bytes())
 }

@@ -268,3 +268,46 @@ fn refused_records_and_deleted_topics() {
     TopicAdmin::delete(&*log, &topic("in")).unwrap();
     assert_eq!(lane.poll(), "UnknownTopic");
 }
+
+#[test]
+fn idle_lanes_sleep_while_others_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    create(&*log, "busy", TopicConfig::default());
+    let spec_of = |number: usize| LaneSpec {
+        group: format!("g{number}").parse().unwrap(),
+        inputs: vec![topic(&format!("in{number}"))],
+        outputs: vec![],
+        ..spec(&format!("t{number}"), StartOffset::Earliest)
+    };
+    for number in 0..50 {
+        create(&*log, &format!("in{number}"), TopicConfig::default());
+    }
+    std::thread::scope(|scope| {
+        let (ready, are_ready) = crossbeam_channel::bounded(50);
+        let lanes: Vec<_> = (0..50)
+            .map(|number| {
+                let (log, spec, ready) = (&log, spec_of(number), ready.clone());
+                scope.spawn(move || {
+                    let mut session = log.lane(&spec).unwrap();
+                    let mut batch = Batch::default();
+                    // Assigned, and at the end of an empty topic.
+                    session.poll(&mut batch, LONG);
+                    session.poll(&mut batch, LONG);
+                    ready.send(()).unwrap();
+                    matches!(session.poll(&mut batch, LONG), Event::Records)
+                })
+            })
+            .collect();
+        for _ in 0..50 {
+            are_ready.recv().unwrap();
+        }
+        for number in 0..50 {
+            produce(&*log, &topic("busy"), 0, &["x"]);
+            produce(&*log, &topic(&format!("in{number}")), 0, &["x"]);
+        }
+        for lane in lanes {
+            assert!(lane.join().unwrap(), "woken by its own topic, by nothing else");
+        }
+    });
+}

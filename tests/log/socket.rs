@@ -36,7 +36,7 @@ fn check(embedded: &EmbeddedLog, remote: &dyn Log) {
     let to = BTreeMap::from([(TopicPartition::new(&name, 1), 2)]);
     remote.offsets().alter(&group, &to).unwrap();
     assert_eq!(remote.offsets().committed(&group).unwrap(), to);
-    assert_eq!(remote.offsets().groups().unwrap(), [group.clone()]);
+    assert_eq!(remote.offsets().groups().unwrap(), std::slice::from_ref(&group));
     assert_eq!(remote.offsets().members(&group).unwrap(), 0);
     remote.offsets().delete(&group).unwrap();
     assert_eq!(embedded.offsets().groups().unwrap(), []);

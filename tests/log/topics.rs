@@ -48,6 +48,8 @@ fn records_come_back_byte_by_byte_also_after_a_restart() {
     assert_eq!(produce(&*log, &name, 0, &["next"])[0].offset, 3);
 }
 
+type IsExpected = fn(&LogError) -> bool;
+
 #[test]
 fn a_batch_over_topics_is_refused_whole() {
     let dir = tempfile::tempdir().unwrap();
@@ -57,7 +59,6 @@ fn a_batch_over_topics_is_refused_whole() {
     create(&*log, "compacted", TopicConfig::compacted());
     create(&*log, "good._out_", TopicConfig { materialized: true, ..TopicConfig::default() });
     let long = record(Some("k"), Some("longer than ten bytes"));
-    type IsExpected = fn(&LogError) -> bool;
     let cases: [(&str, Option<u32>, Record, IsExpected); 5] = [
         ("none", None, record(None, None), |error| matches!(error, LogError::UnknownTopic(_))),
         ("good", Some(7), record(None, None), |error| matches!(error, LogError::UnknownPartition { .. })),
@@ -262,7 +263,7 @@ fn groups_are_altered_and_removed() {
     drop(log);
     let log = open(dir.path());
     assert_eq!(log.committed(&group).unwrap(), to);
-    assert_eq!(log.groups().unwrap(), [group.clone()]);
+    assert_eq!(log.groups().unwrap(), std::slice::from_ref(&group));
     Offsets::delete(&*log, &group).unwrap();
     Offsets::delete(&*log, &group).unwrap();
     assert_eq!(log.groups().unwrap(), []);

@@ -20,6 +20,7 @@ use super::{MAX_MESSAGE_BYTES, convert, runtime};
 use crate::core::ledger::TopicPartition;
 use crate::core::names::{ConsumerGroup, TopicName};
 use crate::core::record::{Offset, TimestampMs};
+use crate::log::LONGEST_WAIT;
 use crate::ports::{
     Capabilities, Extent, FencedWriter, Fetched, Fold, FoldEvent, Keyed, LaneSession, LaneSpec, Log,
     LogError, Offsets, Produce, Produced, ReadFrom, Reader, TopicAdmin, TopicConfig, TopicInfo,
@@ -152,7 +153,7 @@ impl Exchange {
         ask: impl Fn(wire::Wait) -> Ask,
         something: impl Fn(Reply) -> Result<Option<T>, LogError>,
     ) -> Result<Option<T>, LogError> {
-        let deadline = Instant::now() + wait.min(Duration::from_secs(86_400));
+        let deadline = Instant::now() + wait.min(LONGEST_WAIT);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let reply = self.ask(ask(wire::Wait { wait_ms: left.as_millis() as u64 }))?;
