@@ -99,7 +99,7 @@ fn committed(log: &dyn Log, name: &str) -> i64 {
 }
 
 fn wait_long<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(600);
+    let deadline = Instant::now() + Duration::from_mins(10);
     loop {
         if let Some(found) = ready() {
             return found;

@@ -90,6 +90,8 @@ enum Command {
     Completion(completion::Command),
     #[command(hide = true)]
     Docs(docs::Command),
+    #[command(hide = true)]
+    CompileHelper(engine::Command),
 }
 
 /// Parses the arguments, runs the command, and says how it ended.
@@ -97,6 +99,10 @@ pub fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     failpoints::arm();
     let cli = Cli::parse();
+    if let Command::CompileHelper(helper) = &cli.command {
+        // Its exit code is part of a protocol, so none of ours.
+        return helper.run();
+    }
     match cli.command.run(&cli.target) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if exit::is_closed_pipe(&error) => ExitCode::SUCCESS,
@@ -132,6 +138,7 @@ impl Command {
             Self::Doctor(command) => command.run(target),
             Self::Completion(command) => command.run(),
             Self::Docs(command) => command.run(),
+            Self::CompileHelper(_) => Ok(()),
         }
     }
 }

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[expect(clippy::disallowed_methods, reason = "the command line reads the environment")]
 pub fn arm() {
     let Ok(wanted) = std::env::var("COPROC_FAILPOINT") else { return };
-    let Some((name, hit)) = wanted.rsplit_once(':').and_then(|(name, hit)| Some((name, hit.parse::<u32>().ok()?)))
+    let Some((name, hit)) =
+        wanted.rsplit_once(':').and_then(|(name, hit)| Some((name, hit.parse::<u32>().ok()?)))
     else {
         eprintln!("COPROC_FAILPOINT {wanted:?} is not of the form name:n: nothing is armed");
         return;
