@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::Receiver;
 
 use crate::control::desired::{Change, Desired};
 use crate::control::modules;
@@ -87,20 +87,26 @@ impl Supervisor {
         self.drain();
     }
 
+    /// Waits for the first input, or a tick; what else is there already is taken at once: a thousand deployments must
+    /// not take a thousand ticks.
     fn take_inputs(&mut self, inputs: &Inputs) {
+        crossbeam_channel::select_biased! {
+            // Loads first: each ends a wait of a deployment that was desired before what is in the other queue.
+            recv(inputs.loaded) -> loaded => match loaded {
+                Ok(loaded) => self.take_loaded(loaded),
+                Err(_) => std::thread::sleep(TICK),
+            },
+            recv(inputs.changes) -> change => match change {
+                Ok(change) => self.take_change(change),
+                Err(_) => std::thread::sleep(TICK),
+            },
+            default(TICK) => {}
+        }
         while let Ok(loaded) = inputs.loaded.try_recv() {
             self.take_loaded(loaded);
         }
-        match inputs.changes.recv_timeout(TICK) {
-            Ok(change) => {
-                self.take_change(change);
-                // What else is there already is taken at once: a thousand deployments must not take a thousand ticks.
-                while let Ok(change) = inputs.changes.try_recv() {
-                    self.take_change(change);
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(TICK),
+        while let Ok(change) = inputs.changes.try_recv() {
+            self.take_change(change);
         }
     }
 
