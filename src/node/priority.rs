@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 /// Niceness of a lane whose guest failed.
-const LOW: i32 = 15;
+const LOW: i32 = 19;
 const NORMAL: i32 = 0;
 
 /// Lowers the calling thread's priority, or puts it back. Does nothing where it could not be put back: an ordinary
