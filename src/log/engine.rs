@@ -125,17 +125,18 @@ impl Engine {
             )));
             handle.database.persist(self.persist).map_err(|error| failed(&error))
         })?;
-        self.close_memtable(writes)
+        self.close_memtable(writes);
+        Ok(())
     }
 
-    fn close_memtable(&self, writes: &[Write]) -> Result<(), LogError> {
+    fn close_memtable(&self, writes: &[Write]) {
         let size = |write: &Write| match write {
             Write::Put(_, key, value) => (key.len() + value.len()) as u64,
             Write::Remove(_, key) => key.len() as u64,
         };
         let new: u64 = writes.iter().map(size).sum();
         if self.unwritten.fetch_add(new, Ordering::Relaxed) + new < MEMTABLE_BYTES {
-            return Ok(());
+            return;
         }
         self.unwritten.store(0, Ordering::Relaxed);
         let closed = self.with(|handle| {
@@ -146,7 +147,6 @@ impl Engine {
         if let Err(error) = closed {
             tracing::warn!(%error, "a memtable of the log could not be closed");
         }
-        Ok(())
     }
 
     /// Writes what is only in the journal to tables.
