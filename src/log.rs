@@ -147,7 +147,10 @@ impl Drop for EmbeddedLog {
         self.housekeeper.stop();
         self.store.queue.close();
         if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
+            // A callback of `produce_then` may hold the log, and be the last to.
+            if writer.thread().id() != std::thread::current().id() {
+                let _ = writer.join();
+            }
         }
         self.store.seal();
     }

@@ -50,6 +50,8 @@ pub struct Cleaned {
     pub records: u64,
     /// When the first of the tombstones that were left may go.
     pub next_expiry_ms: Option<TimestampMs>,
+    /// Bytes of the chunks before this offset, where they were counted.
+    pub counted: Option<(Offset, u64)>,
 }
 
 impl Partition {

@@ -6,6 +6,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fjall::{
@@ -20,10 +21,13 @@ use crate::ports::LogError;
 
 /// Values at least this long lie in files of their own, which compaction of the tree does not rewrite.
 const SEPARATE_BYTES: u32 = 512;
-/// Memory for records that are in the journal and not yet in a table.
+/// Memory for records that are in the journal and not yet in a table. The engine would leave it to its workers to
+/// close a memtable, which then grows as long as they are busy: we do it.
 const MEMTABLE_BYTES: u64 = 8 << 20;
-/// The engine stalls for ever when its workers died with this much unwritten: we wait before, and look.
-const MAX_SEALED: usize = 3;
+const NEVER_BYTES: u64 = 256 << 20;
+/// The engine stalls for ever when its workers died with 4 memtables unwritten: we wait before, and look. One more
+/// may be closed by us and one by the engine in a single commit.
+const MAX_SEALED: usize = 2;
 const MAX_LEVEL0: usize = 20;
 
 /// A part of the engine.
@@ -68,6 +72,8 @@ pub struct Engine {
     dir: PathBuf,
     cache_bytes: u64,
     persist: PersistMode,
+    /// Bytes of records since the last memtable was closed.
+    unwritten: AtomicU64,
     handle: RwLock<Option<Handle>>,
 }
 
@@ -78,15 +84,20 @@ impl Engine {
             Durability::Fsync => PersistMode::SyncData,
             Durability::Flush => PersistMode::Buffer,
         };
-        let handle = RwLock::new(Some(open(dir, options.cache_bytes)?));
-        Ok(Self { dir: dir.to_owned(), cache_bytes: options.cache_bytes, persist, handle })
+        let handle = open(dir, options.cache_bytes)?;
+        // What the journal brought back is in memory too.
+        let unwritten = AtomicU64::new(handle.database.write_buffer_size());
+        let handle = RwLock::new(Some(handle));
+        Ok(Self { dir: dir.to_owned(), cache_bytes: options.cache_bytes, persist, unwritten, handle })
     }
 
     /// Drops the engine with whatever it had half done, and opens it again.
     pub fn reopen(&self) -> Result<(), LogError> {
         let mut handle = self.handle.write();
         drop(handle.take());
-        *handle = Some(open(&self.dir, self.cache_bytes)?);
+        let opened = open(&self.dir, self.cache_bytes)?;
+        self.unwritten.store(opened.database.write_buffer_size(), Ordering::Relaxed);
+        *handle = Some(opened);
         Ok(())
     }
 
@@ -113,21 +124,43 @@ impl Engine {
                 "a failure was injected before the sync".into()
             )));
             handle.database.persist(self.persist).map_err(|error| failed(&error))
-        })
+        })?;
+        self.close_memtable(writes);
+        Ok(())
+    }
+
+    fn close_memtable(&self, writes: &[Write]) {
+        let size = |write: &Write| match write {
+            Write::Put(_, key, value) => (key.len() + value.len()) as u64,
+            Write::Remove(_, key) => key.len() as u64,
+        };
+        let new: u64 = writes.iter().map(size).sum();
+        if self.unwritten.fetch_add(new, Ordering::Relaxed) + new < MEMTABLE_BYTES {
+            return;
+        }
+        self.unwritten.store(0, Ordering::Relaxed);
+        let closed = self.with(|handle| {
+            handle.records.rotate_memtable().map_err(|error| failed(&error))?;
+            handle.meta.rotate_memtable().map_err(|error| failed(&error))
+        });
+        // The commit is done; what keeps the memtable from being closed makes the next one fail.
+        if let Err(error) = closed {
+            tracing::warn!(%error, "a memtable of the log could not be closed");
+        }
     }
 
     /// Writes what is only in the journal to tables.
     pub fn flush(&self) -> Result<(), LogError> {
         self.with(|handle| {
-            handle.records.rotate_memtable_and_wait().map_err(|error| failed(&error))?;
-            handle.meta.rotate_memtable_and_wait().map_err(|error| failed(&error))
+            handle.write_tables(&handle.records)?;
+            handle.write_tables(&handle.meta)
         })
     }
 
     /// Gives back the space of removed chunks.
     pub fn reclaim(&self) -> Result<(), LogError> {
         self.with(|handle| {
-            handle.records.rotate_memtable_and_wait().map_err(|error| failed(&error))?;
+            handle.write_tables(&handle.records)?;
             handle.records.major_compact().map_err(|error| failed(&error))
         })
     }
@@ -225,10 +258,24 @@ impl Handle {
             space.sealed_memtable_count() >= MAX_SEALED || space.l0_table_count() >= MAX_LEVEL0
         };
         while is_full(&self.records) || is_full(&self.meta) {
-            // Tells whether the workers still live.
-            self.database.persist(PersistMode::Buffer).map_err(|error| failed(&error))?;
-            std::thread::sleep(Duration::from_millis(1));
+            self.wait_a_little()?;
         }
+        Ok(())
+    }
+
+    /// The engine's own way to do this waits for workers that may have died.
+    fn write_tables(&self, space: &Keyspace) -> Result<(), LogError> {
+        space.rotate_memtable().map_err(|error| failed(&error))?;
+        while space.sealed_memtable_count() > 0 {
+            self.wait_a_little()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the workers; an error when they died.
+    fn wait_a_little(&self) -> Result<(), LogError> {
+        self.database.persist(PersistMode::Buffer).map_err(|error| failed(&error))?;
+        std::thread::sleep(Duration::from_millis(1));
         Ok(())
     }
 }
@@ -242,13 +289,13 @@ fn open(dir: &Path, cache_bytes: u64) -> Result<Handle, LogError> {
     guarded(|| {
         let database = Database::builder(dir)
             .cache_size(cache_bytes)
-            .worker_threads(1)
+            .worker_threads(2)
             .journal_compression(CompressionType::None)
             .max_journaling_size(64 << 20)
             .max_cached_files(Some(128))
             .open()
             .map_err(|error| failed(&error))?;
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(NEVER_BYTES);
         let separated = || {
             let separation = KvSeparationOptions::default()
                 .separation_threshold(SEPARATE_BYTES)

@@ -96,65 +96,78 @@ fn keep(store: &Store, topic: &Arc<Topic>, partition: u32, now: bool) -> Result<
 /// Removes what is too old or too much: whole chunks from the front.
 fn retain(store: &Store, topic: &Arc<Topic>, number: u32) -> Result<u64, LogError> {
     let config = &topic.config;
-    if config.retention_ms.is_none() && config.retention_bytes.is_none() {
-        return Ok(0);
-    }
     let partition = topic.partition(number)?;
-    let end = partition.extent().end;
-    let sizes = store.engine.chunk_sizes(partition.id, 0, usize::MAX)?;
-    // Chunks that are committed while this runs are not looked at.
-    let sizes: Vec<_> = sizes.into_iter().filter(|(base, _)| *base < end).collect();
-    let mut total: u64 = sizes.iter().map(|(_, size)| size).sum();
+    let most = config.retention_bytes.unwrap_or(u64::MAX);
+    let mut total = match config.retention_bytes {
+        Some(_) => count(store, partition)?,
+        None => 0,
+    };
     let too_old = config.retention_ms.map(|ms| store.now_ms().saturating_sub_unsigned(ms));
-    let mut first = None;
-    let mut gone = Vec::new();
     let mut removed = 0;
-    for (base, size) in sizes {
-        let is_too_much = config.retention_bytes.is_some_and(|most| total - size >= most && total > most);
-        let chunk = milestone(&store.engine, topic, number, base)?;
-        let is_too_old = too_old.is_some_and(|before| chunk.append_ms < before);
-        if !is_too_much && !is_too_old {
+    loop {
+        let end = partition.extent().end;
+        let mut gone = Vec::new();
+        let mut first = 0;
+        for (base, size) in store.engine.chunk_sizes(partition.id, 0, CHUNKS_AT_ONCE)? {
+            // Chunks that were committed since are not old, and not looked at.
+            if base >= end {
+                break;
+            }
+            let chunk = milestone(&store.engine, topic, number, base)?;
+            let is_too_much = total > most && total - size >= most;
+            if !is_too_much && too_old.is_none_or(|before| chunk.append_ms >= before) {
+                break;
+            }
+            total = total.saturating_sub(size);
+            removed += size;
+            first = chunk.next;
+            gone.push(base);
+        }
+        let is_last = gone.len() < CHUNKS_AT_ONCE;
+        if !gone.is_empty() {
+            remove(store, topic, number, gone, first)?;
+        }
+        if is_last {
             break;
         }
-        total -= size;
-        removed += size;
-        first = Some(chunk.next.min(end));
-        gone.push(base);
     }
-    if let Some(first) = first {
-        remove(store, topic, number, &gone, first)?;
+    if let Some((_, counted)) = &mut partition.cleaned.lock().counted {
+        *counted = total;
     }
     Ok(removed)
+}
+
+/// Bytes of all chunks: only those that came since the last time are looked at.
+fn count(store: &Store, partition: &Partition) -> Result<u64, LogError> {
+    let (from, before) = partition.cleaned.lock().counted.unwrap_or_default();
+    let end = partition.extent().end;
+    let sizes = store.engine.chunk_sizes(partition.id, from, usize::MAX)?;
+    let new: u64 = sizes.iter().filter(|(base, _)| *base < end).map(|(_, size)| size).sum();
+    partition.cleaned.lock().counted = Some((end, before + new));
+    Ok(before + new)
 }
 
 fn remove(
     store: &Store,
     topic: &Arc<Topic>,
     number: u32,
-    gone: &[Offset],
+    gone: Vec<Offset>,
     first: Offset,
 ) -> Result<(), LogError> {
-    for (index, bases) in gone.chunks(CHUNKS_AT_ONCE).enumerate() {
-        let next = gone.get((index + 1) * CHUNKS_AT_ONCE).copied().unwrap_or(first);
-        let (topic, bases) = (topic.clone(), bases.to_vec());
-        store.edit(bases.len() * 32, move |_| {
-            if topic.is_deleted() {
-                return Err(LogError::UnknownTopic(topic.name.clone()));
-            }
-            let partition = topic.partition(number)?;
-            // Before the chunks go: a reader is told that they are gone, not that the store is damaged. Should the
-            // commit fail, they are back after a restart.
-            partition.cut(next);
-            let mut writes = removals(partition.id, &bases);
-            writes.push(span_write(partition.id, start_of(partition, next)));
-            Ok((writes, Box::new(|_: &Store| {}) as Effect))
-        })?;
-    }
-    Ok(())
-}
-
-fn start_of(partition: &Partition, first: Offset) -> Span {
-    Span { first, end: partition.extent().end, max_timestamp: partition.max_timestamp() }
+    let topic = topic.clone();
+    store.edit(gone.len() * 32, move |_| {
+        if topic.is_deleted() {
+            return Err(LogError::UnknownTopic(topic.name.clone()));
+        }
+        let partition = topic.partition(number)?;
+        // Before the chunks go: a reader is told that they are gone, not that the store is damaged. Should the commit
+        // fail, they are back after a restart.
+        partition.cut(first);
+        let span = Span { first, end: partition.extent().end, max_timestamp: partition.max_timestamp() };
+        let mut writes = removals(partition.id, &gone);
+        writes.push(span_write(partition.id, span));
+        Ok((writes, Box::new(|_: &Store| {}) as Effect))
+    })
 }
 
 fn removals(id: PartitionId, bases: &[Offset]) -> Vec<Write> {

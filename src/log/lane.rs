@@ -182,13 +182,8 @@ impl Slot {
         at: &TopicPartition,
         batch: &mut Batch,
     ) -> Option<Event> {
-        let end =
-            self.topic.partition(at.partition).map(|partition| partition.extent().end).unwrap_or_default();
-        if self.cursor.next() == end && !self.topic.is_deleted() {
-            let news = !self.caught_up;
-            self.caught_up = true;
-            let partition = at.clone();
-            return news.then_some(Event::CaughtUp { partition, next_offset: end });
+        if self.caught_up && self.is_at_end(at) {
+            return None;
         }
         batch.reset(&at.topic, at.partition);
         // Small commits make small chunks, and compaction empties some: as many as the batch takes.
@@ -214,11 +209,19 @@ impl Slot {
                 Ok(()) => {}
             }
         }
-        if batch.is_empty() {
-            return None;
+        if !batch.is_empty() {
+            self.caught_up = false;
+            return Some(Event::Records);
         }
-        self.caught_up = false;
-        Some(Event::Records)
+        // Also behind the last record, where compaction left nothing up to the end.
+        let is_news = self.is_at_end(at) && !self.caught_up;
+        self.caught_up |= is_news;
+        is_news.then(|| Event::CaughtUp { partition: at.clone(), next_offset: self.cursor.next() })
+    }
+
+    fn is_at_end(&self, at: &TopicPartition) -> bool {
+        let end = self.topic.partition(at.partition).map(|partition| partition.extent().end);
+        !self.topic.is_deleted() && end.is_ok_and(|end| end == self.cursor.next())
     }
 }
 

@@ -311,3 +311,22 @@ fn idle_lanes_sleep_while_others_work() {
         }
     });
 }
+
+#[test]
+fn a_lane_gets_past_what_compaction_took_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = HandClock::at(1_000);
+    let options =
+        coproc::log::Options { clock: clock.clone(), delete_retention: Duration::ZERO, ..options() };
+    let log = EmbeddedLog::open(dir.path(), options).unwrap();
+    create(&*log, "in", TopicConfig::compacted());
+    create(&*log, "out", TopicConfig::default());
+    for value in [Some("v"), None] {
+        let record = Record::new(Some(b"k"), value.map(str::as_bytes));
+        log.produce(&[coproc::ports::Produce { topic: topic("in"), partition: None, record }]).unwrap();
+    }
+    clock.set(2_000);
+    log.housekeep().unwrap();
+    let mut lane = Driver::open(&log, "one", StartOffset::Earliest);
+    assert_eq!([lane.poll(), lane.poll(), lane.poll()], ["assigned 0", "end 0 2", "idle"]);
+}
