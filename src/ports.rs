@@ -480,8 +480,6 @@ pub enum GuestClass {
     Start,
     /// More elements in its tables than the limit.
     Table,
-    /// More printed than the rate allows is dropped, not an error; this is for host calls without end.
-    HostCalls,
 }
 
 impl GuestClass {
@@ -498,7 +496,6 @@ impl GuestClass {
             Self::Exited => "exited",
             Self::Start => "start",
             Self::Table => "table",
-            Self::HostCalls => "host_calls",
         }
     }
 }
