@@ -115,6 +115,24 @@ fn a_poison_record_stops_its_partition_only() {
 }
 
 #[test]
+fn a_fixed_module_goes_on_where_the_broken_one_stopped() {
+    let rig = Rig::new();
+    rig.create("in", 2);
+    rig.create("out", 2);
+    rig.deploy("fragile", &[fragile()], "in", &["out"], NO_RETRIES).unwrap();
+    rig.produce_to("in", 0, ["a0", "!1", "a2"].map(str::to_owned));
+    rig.produce_to("in", 1, numbers("b", 0..10));
+    rig.wait_for_state("fragile", State::Failed);
+    rig.deploy("fragile", &[identity()], "in", &["out"], NO_RETRIES).unwrap();
+    rig.values("out", 13);
+    let fixed: Vec<_> =
+        rig.read("out").into_iter().map(|fetched| support::text(fetched.record.value)).collect();
+    assert_eq!(fixed.iter().filter(|value| value.starts_with('a') || value.starts_with('!')).count(), 3);
+    let status = rig.wait_for_generation("fragile", 2);
+    assert!(status.partitions.iter().all(|at| at.error.is_none()), "{status:?}");
+}
+
+#[test]
 fn skipping_leaves_out_just_the_record_that_fails() {
     let rig = Rig::new();
     rig.create("in", 1);

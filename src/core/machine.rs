@@ -94,6 +94,11 @@ impl Machine {
         self.policy = policy;
     }
 
+    /// Forgets every trouble: other code runs from now on.
+    pub fn forgive(&mut self) {
+        self.troubles.clear();
+    }
+
     /// The error policy in force.
     pub fn policy(&self) -> &ErrorPolicy {
         &self.policy

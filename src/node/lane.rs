@@ -128,6 +128,7 @@ pub struct Lane {
     plan: LanePlan,
     parts: LaneParts,
     mailbox: Receiver<Command>,
+    postponed: Option<Command>,
     machine: Machine,
     ledger: Ledger,
     chains: BTreeMap<TopicName, Chain>,
@@ -166,6 +167,7 @@ impl Lane {
             session,
             plan,
             mailbox,
+            postponed: None,
             machine: Machine::new(policy),
             ledger: Ledger::default(),
             chains: BTreeMap::new(),
@@ -216,7 +218,7 @@ impl Lane {
     }
 
     fn advance(&mut self) -> Result<(), LogError> {
-        if let Ok(command) = self.mailbox.try_recv() {
+        if let Some(command) = self.postponed.take().or_else(|| self.mailbox.try_recv().ok()) {
             self.obey(command)?;
         }
         let now = self.now();
@@ -581,7 +583,7 @@ impl Lane {
         }
     }
 
-    /// Does what the supervisor says.
+    /// Does what the supervisor says. A command that the log got in the way of is done after the rewind.
     fn obey(&mut self, command: Command) -> Result<(), LogError> {
         let Command::Swap { plan, reply } = command;
         let mut fresh = BTreeMap::new();
@@ -594,15 +596,35 @@ impl Lane {
                 }
             }
         }
-        self.commit()?;
-        self.take_back_work();
+        if let Err(error) = self.reach_boundary() {
+            self.postponed = Some(Command::Swap { plan, reply });
+            return Err(error);
+        }
         self.chains = fresh;
         self.machine.set_policy(plan.deployment.policies.error_policy.clone());
         let generation = plan.deployment.generation;
         self.plan = *plan;
         self.parts.shared.change(|report| report.generation = generation);
         let _ = reply.send(Ok(()));
+        self.update_state();
         Ok(())
+    }
+
+    /// Commits, and takes what is at hand out of the old guests. Partitions that stopped at a record are read again from
+    /// there: the new module gets its chance at what the old one failed at.
+    fn reach_boundary(&mut self) -> Result<(), LogError> {
+        self.commit()?;
+        if !self.machine.is_halted() {
+            self.take_back_work();
+            return Ok(());
+        }
+        self.machine.forgive();
+        self.parts.shared.change(|report| {
+            for partition in report.partitions.values_mut() {
+                partition.error = None;
+            }
+        });
+        self.abort()
     }
 
     /// Takes the batch at hand out of its guest, to be offered to another one.
