@@ -26,7 +26,7 @@ pub struct Command {
     schema_registry: Option<String>,
     /// Most lanes at once; from the machine's memory unless given
     #[arg(long, value_name = "COUNT")]
-    max_lanes: Option<usize>,
+    max_lanes: Option<std::num::NonZeroUsize>,
     /// Folder with submit/, active/ and inactive/: a module dropped into submit/ runs; DIR/coprocessors unless
     /// given
     #[arg(long, value_name = "FOLDER")]
@@ -48,7 +48,7 @@ impl Command {
             installation: target.installation.clone(),
             dir: PathBuf::clone(&target.dir),
             http: self.http.0,
-            max_lanes: self.max_lanes.unwrap_or_else(runtime::default_max_lanes),
+            max_lanes: self.max_lanes.map_or_else(runtime::default_max_lanes, std::num::NonZeroUsize::get),
             drain: Span::from_ms(8_000),
             schema_registry: self.schema_registry.clone(),
             log_filter: self.log_filter.clone(),

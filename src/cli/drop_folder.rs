@@ -117,12 +117,24 @@ impl DropFolder {
         let deployment = deploy::deployment(&manifest, std::slice::from_ref(&module));
         deploy::check(&deployment)?;
         deploy::check_topics(self.log.as_ref(), &deployment)?;
-        upload(self.log.as_ref(), &module.bytes)?;
         let identity = self.identity(&manifest.name);
+        let holder =
+            self.registered.iter().find(|(_, name)| **name == manifest.name).map(|(stem, _)| stem.clone());
+        if holder.is_none() && self.writer().find(&identity).is_ok() {
+            anyhow::bail!(
+                "{} was deployed from the command line: remove it there first, or choose another name",
+                manifest.name
+            );
+        }
+        upload(self.log.as_ref(), &module.bytes)?;
         let generation = self.writer().deploy(&self.pool, &identity, deployment)?;
         let stem = stem_of(path);
-        // The one that it replaces goes to inactive, as in the original.
+        // The one that it replaces goes to inactive, as in the original, whatever its file is called.
         self.move_files(&stem, "active", "inactive");
+        if let Some(holder) = holder.filter(|holder| *holder != stem) {
+            self.move_files(&holder, "active", "inactive");
+            self.registered.remove(&holder);
+        }
         self.move_files(&stem, "submit", "active");
         let _ = std::fs::remove_file(self.dir.join("inactive").join(format!("{stem}.error.txt")));
         tracing::info!(module = stem, deployment = %identity, generation, "a dropped module was registered");
@@ -140,8 +152,13 @@ impl DropFolder {
 
     /// Stops deployments whose module is not in `active/` any more.
     fn stop_what_is_gone(&mut self) {
-        let active: BTreeSet<String> =
-            modules_in(&self.dir.join("active")).iter().map(|path| stem_of(path)).collect();
+        let folder = self.dir.join("active");
+        if let Err(error) = std::fs::read_dir(&folder) {
+            // A folder that cannot be read, or was taken away whole, says nothing about its modules: what runs goes on.
+            tracing::warn!(folder = %folder.display(), %error, "the drop folder cannot be read: what runs goes on");
+            return;
+        }
+        let active: BTreeSet<String> = modules_in(&folder).iter().map(|path| stem_of(path)).collect();
         let gone: Vec<String> =
             self.registered.keys().filter(|stem| !active.contains(*stem)).cloned().collect();
         for stem in gone {

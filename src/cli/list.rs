@@ -12,7 +12,7 @@ use crate::cli::output::{FormatArgs, Table, emit, json, say};
 use crate::control::observed::{self, ObservedNode};
 use crate::core::names::NodeId;
 use crate::core::record::TimestampMs;
-use crate::core::status::{DeploymentStatus, NodeStatus, UpDown};
+use crate::core::status::{DeploymentStatus, NodeStatus, State, UpDown};
 
 /// List coprocessors, and the nodes that run them
 #[derive(Debug, Args)]
@@ -59,6 +59,10 @@ impl Command {
             Some([]) => say("There are no coprocessor events to list"),
             Some(_) => {
                 self.output.print(&listing, |wide| table(&listing, wide))?;
+                let troubled = troubled(&listing);
+                if !troubled.is_empty() {
+                    say(&format!("Not running: {} (`coproc describe NAME` says why)", troubled.join(", ")))?;
+                }
                 let unresponsive: Vec<String> =
                     listing.unresponsive_nodes.iter().map(ToString::to_string).collect();
                 if unresponsive.is_empty() {
@@ -103,6 +107,14 @@ fn listing(nodes: &[ObservedNode], now: TimestampMs) -> Listing {
     }
     listing.coprocessors.sort_by(|a, b| (&a.name, a.node_id).cmp(&(&b.name, b.node_id)));
     listing
+}
+
+/// What does not run although it is meant to, with its state.
+fn troubled(listing: &Listing) -> Vec<String> {
+    let is_troubled =
+        |row: &&Row| row.responsive && !matches!(row.status.state, State::Running | State::Starting);
+    let row = |row: &Row| format!("{} ({})", row.name, row.status.state.as_str());
+    listing.coprocessors.iter().filter(is_troubled).map(row).collect()
 }
 
 /// Records behind, over all partitions; `None` before the node has said.

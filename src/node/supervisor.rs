@@ -159,6 +159,7 @@ impl Supervisor {
             let Some(entry) = self.entries.get_mut(&identity) else { continue };
             self.is_dirty |= entry.step(&self.context, hindrance);
             if entry.is_gone() {
+                entry.forget_metrics(&self.context);
                 self.entries.remove(&identity);
                 self.is_dirty = true;
             }

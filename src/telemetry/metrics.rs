@@ -190,6 +190,35 @@ impl NodeMetrics {
         }
     }
 
+    /// Forgets a deployment that is gone; `partitions` are those that it may have had.
+    pub fn forget(&self, coprocessor: &str, partitions: &[(String, u32)]) {
+        let name = &[coprocessor];
+        for counter in [
+            &self.records_in,
+            &self.records_out,
+            &self.bytes_in,
+            &self.bytes_out,
+            &self.retries,
+            &self.dead_letters,
+            &self.skipped,
+            &self.log_lines,
+            &self.log_dropped,
+        ] {
+            let _ = counter.remove_label_values(name);
+        }
+        let _ = self.guest_seconds.remove_label_values(name);
+        let _ = self.commit_seconds.remove_label_values(name);
+        let _ = self.latency.remove_label_values(name);
+        let _ = self.lanes.remove_label_values(name);
+        let _ = self.guest_memory.remove_label_values(name);
+        for result in ["committed", "aborted"] {
+            let _ = self.transactions.remove_label_values(&[coprocessor, result]);
+        }
+        for (topic, partition) in partitions {
+            let _ = self.lag.remove_label_values(&[coprocessor, topic, &partition.to_string()]);
+        }
+    }
+
     /// Everything in the text format of Prometheus.
     pub fn text(&self) -> String {
         let mut out = Vec::new();

@@ -1,5 +1,6 @@
 //! One deployment on this node: what is desired, what is loaded, what runs, and the next step between them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -83,6 +84,8 @@ pub struct Entry {
     running: Option<Running>,
     swapping: Option<Swapping>,
     stopping: Vec<LaneHandle>,
+    /// Every partition that lanes of it had: what metrics may know.
+    had: BTreeSet<(String, u32)>,
     state: State,
     reason: Option<String>,
     last_error: Option<LastError>,
@@ -102,6 +105,7 @@ impl Entry {
             running: None,
             swapping: None,
             stopping: Vec::new(),
+            had: BTreeSet::new(),
             state: State::Pending,
             reason: None,
             last_error: None,
@@ -139,6 +143,12 @@ impl Entry {
     /// Whether nothing is left of it.
     pub fn is_gone(&self) -> bool {
         self.desired.is_none() && self.running.is_none() && self.stopping.is_empty()
+    }
+
+    /// Forgets what metrics say of it. Once no lane is left that could say it again.
+    pub fn forget_metrics(&self, context: &Context) {
+        let had: Vec<_> = self.had.iter().cloned().collect();
+        context.metrics.forget(&self.identity.display_name(), &had);
     }
 
     /// Whether `step` may have something to do.
@@ -479,10 +489,9 @@ impl Entry {
             running.lanes.iter().for_each(LaneHandle::ask_to_stop);
             let name = self.identity.display_name();
             context.metrics.set_modules(&name, &running.modules, false);
-            let metrics = context.metrics.of(&name);
-            for at in running.lanes.iter().flat_map(|lane| lane.shared.report().partitions.into_keys()) {
-                metrics.set_lag(at.topic.as_str(), at.partition, None);
-            }
+            let reports = running.lanes.iter().map(|lane| lane.shared.report());
+            let partitions = reports.flat_map(|report| report.partitions.into_keys());
+            self.had.extend(partitions.map(|at| (at.topic.to_string(), at.partition)));
             self.stopping.extend(running.lanes);
         }
     }
