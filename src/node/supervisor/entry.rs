@@ -198,7 +198,11 @@ impl Entry {
                 self.note(now_ms, "NewerSchema", message);
                 self.settled = true;
             }
-            None => self.wanted = None,
+            None => {
+                // Generations start anew after a removal: what was loaded belongs to the life that ends.
+                self.wanted = None;
+                self.load = Load::Idle;
+            }
         }
         self.desired = desired;
     }
