@@ -117,6 +117,8 @@ fn of_module(error: &ModuleError) -> Exit {
         ModuleError::Invalid(_)
         | ModuleError::TooLarge(_)
         | ModuleError::CompileTimeout(_)
+        | ModuleError::Unverified(_)
+        | ModuleError::Refused(_)
         | ModuleError::WrongDigest { .. } => Exit::Refused,
         ModuleError::NotFound { .. } => Exit::NotFound,
         ModuleError::Unavailable(_) => Exit::Unavailable,
