@@ -233,14 +233,19 @@ impl WasmConfig {
         }
     }
 
-    /// Compares what the config claims with what the bytes are.
-    pub(super) fn check(&self, layer: Digest, interface: &Interface) -> Result<(), String> {
+    /// Compares what the config claims with the manifest: all that can be known before the module is fetched.
+    pub(super) fn check_layer(&self, layer: Digest) -> Result<(), String> {
         if self.architecture != "wasm" {
             return Err(format!("its config is for architecture {:?}", self.architecture));
         }
         if self.layer_digests != [layer] {
             return Err("its config names other layers than its manifest".to_owned());
         }
+        Ok(())
+    }
+
+    /// Compares what the config claims with what the bytes are.
+    pub(super) fn check_bytes(&self, interface: &Interface) -> Result<(), String> {
         let expected = match interface.kind {
             BinaryKind::Module => ["wasip1", "wasi"],
             BinaryKind::Component => ["wasip2", "wasip3"],
@@ -291,7 +296,7 @@ mod tests {
         assert_eq!(image(WASM_CONFIG, &[layer(WASM_LAYER, 1)]), Ok(digest(1)));
         assert_eq!(image(legacy_config, &[layer(LEGACY_LAYER, 1)]), Ok(digest(1)));
         assert_eq!(image("application/vnd.oci.empty.v1+json", &[layer(WASM_LAYER, 1)]), Ok(digest(1)));
-        let foreign = layer(WASM_LAYER, 1).replace("}", r#", "urls": ["https://evil.example/x"]}"#);
+        let foreign = layer(WASM_LAYER, 1).replace('}', r#", "urls": ["https://evil.example/x"]}"#);
         for (config, layers, word) in [
             (WASM_CONFIG, vec![layer(WASM_LAYER, 1), layer(WASM_LAYER, 2)], "2 layers"),
             (WASM_CONFIG, vec![], "0 layers"),
@@ -358,11 +363,11 @@ mod tests {
         let component = interface(BinaryKind::Component, &["wasi:io/error@0.2.0"]);
         let module = interface(BinaryKind::Module, &[]);
         let good = WasmConfig::describe(digest(1), &component);
-        assert_eq!(good.check(digest(1), &component), Ok(()));
-        assert!(WasmConfig::describe(digest(1), &module).check(digest(1), &module).is_ok());
-        assert!(good.check(digest(2), &component).is_err());
-        assert!(good.check(digest(1), &module).is_err());
-        assert!(good.check(digest(1), &interface(BinaryKind::Component, &[])).is_err());
-        assert!(WasmConfig { architecture: "amd64".into(), ..good }.check(digest(1), &component).is_err());
+        assert_eq!((good.check_layer(digest(1)), good.check_bytes(&component)), (Ok(()), Ok(())));
+        assert!(WasmConfig::describe(digest(1), &module).check_bytes(&module).is_ok());
+        assert!(good.check_layer(digest(2)).is_err());
+        assert!(good.check_bytes(&module).is_err());
+        assert!(good.check_bytes(&interface(BinaryKind::Component, &[])).is_err());
+        assert!(WasmConfig { architecture: "amd64".into(), ..good }.check_layer(digest(1)).is_err());
     }
 }

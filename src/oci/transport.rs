@@ -185,7 +185,9 @@ impl Transport {
         let status = response.status();
         let headers = response.headers().clone();
         if status.is_success() {
-            self.read_body(call, response, call.limit, sink).await?;
+            if call.method != Method::HEAD {
+                self.read_body(call, response, call.limit, sink).await?;
+            }
             return Ok(headers);
         }
         Err(self.failure(call, response).await)
@@ -290,9 +292,6 @@ impl Transport {
     ) -> Result<(), OciError> {
         let too_large =
             || OciError::TooLarge { what: format!("{} from {}", call.what, call.at.authority), limit };
-        if call.method == Method::HEAD {
-            return Ok(());
-        }
         if response.content_length().is_some_and(|length| length > limit) {
             return Err(too_large());
         }

@@ -3,7 +3,7 @@
 use super::*;
 use p256::ecdsa::SigningKey;
 use p256::ecdsa::signature::Signer as _;
-use p256::pkcs8::{EncodePublicKey as _, LineEnding};
+use p256::pkcs8::LineEnding;
 
 /// A signature that cosign made, with its public key: from the transparency-log entry (log index 63825695) in the
 /// public README of github.com/R3DRUN3/immunize. The payload is the one that `cosign verify` printed.

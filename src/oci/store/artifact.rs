@@ -70,6 +70,7 @@ impl OciStore {
         let image = &artifact.pinned;
         let fault = |reason: String| OciError::NotAModule { image: image.to_string(), reason };
         let config = if artifact.manifest.is_cncf() { Some(self.config_of(artifact)?) } else { None };
+        config.iter().try_for_each(|config| config.check_layer(artifact.layer.digest)).map_err(fault)?;
         let bytes = self.module_bytes(image, artifact.layer.digest, artifact.layer.size)?;
         if bytes.len() as u64 != artifact.layer.size {
             return Err(fault(format!("its layer has {} bytes, not {}", bytes.len(), artifact.layer.size)));
@@ -77,7 +78,7 @@ impl OciStore {
         let interface =
             interface_of(&bytes).map_err(|reason| OciError::NotWasm { what: image.to_string(), reason })?;
         if let Some(config) = config {
-            config.check(artifact.layer.digest, &interface).map_err(fault)?;
+            config.check_bytes(&interface).map_err(fault)?;
         }
         Ok((bytes, interface))
     }
