@@ -7,6 +7,7 @@
 mod access;
 mod addresses;
 pub mod binary;
+mod body;
 mod cache;
 pub mod config;
 mod credentials;

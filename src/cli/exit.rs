@@ -69,6 +69,10 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<ModuleError>() {
         return Some(of_module(error));
     }
+    #[cfg(feature = "oci")]
+    if let Some(error) = cause.downcast_ref::<crate::oci::OciError>() {
+        return Some(of_registry(error));
+    }
     if let Some(error) = cause.downcast_ref::<node::Error>() {
         return of_node(error);
     }
@@ -109,6 +113,19 @@ fn of_node(error: &node::Error) -> Option<Exit> {
         node::Error::NodeIdInUse { .. } => Some(Exit::Refused),
         node::Error::Http(_) => Some(Exit::Unavailable),
         node::Error::Spawn(_) | node::Error::Metrics(_) => None,
+    }
+}
+
+#[cfg(feature = "oci")]
+fn of_registry(error: &crate::oci::OciError) -> Exit {
+    use crate::core::disposition::Disposition;
+    use crate::oci::OciError;
+    match error {
+        OciError::NotFound { .. } | OciError::NoSource { .. } | OciError::ReadFile { .. } => Exit::NotFound,
+        OciError::ParseReference(_) | OciError::ReadConfig { .. } => Exit::Usage,
+        error if error.disposition() == Disposition::Transient => Exit::Unavailable,
+        error if error.disposition() == Disposition::Bug => Exit::Failed,
+        _ => Exit::Refused,
     }
 }
 

@@ -16,9 +16,9 @@ use rustix::fs::{FlockOperation, Timestamps, UTIME_NOW, UTIME_OMIT, flock, futim
 use rustix::io::Errno;
 
 use crate::core::digest::Digest;
+use crate::oci::body::BodySink;
 use crate::oci::digest_of;
 use crate::oci::error::OciError;
-use crate::oci::transport::BodySink;
 
 const POLL: Duration = Duration::from_millis(20);
 

@@ -55,7 +55,10 @@ pub(super) fn login_for(files: &[PathBuf], at: &Endpoint) -> Result<Option<Login
         let config: DockerConfig = serde_json::from_slice(&read(path)?)
             .map_err(|_| fault(path, "it is not of the form kubernetes.io/dockerconfigjson"))?;
         for (key, entry) in &config.auths {
+            // What `docker login` leaves behind when it keeps the words in a helper program.
+            let is_empty = entry.auth.is_empty() && entry.username.is_empty();
             if let Some(length) = match_length(key, at)
+                && !is_empty
                 && best.as_ref().is_none_or(|(longest, _)| length > *longest)
             {
                 let login =

@@ -43,6 +43,11 @@ impl RegistryName {
         host_of(&self.0)
     }
 
+    /// The registry as a list of hosts names it: the host, under any port.
+    pub fn host_pattern(&self) -> String {
+        if self.0.starts_with('[') { format!("[{}]", self.host()) } else { self.host().to_owned() }
+    }
+
     /// Whether a port is written.
     pub(super) fn has_port(&self) -> bool {
         match self.0.strip_prefix('[') {

@@ -7,13 +7,14 @@ use sha2::{Digest as _, Sha256};
 
 use crate::core::digest::Digest;
 use crate::oci::access::{Access, Endpoint};
+use crate::oci::body::BodySink;
 use crate::oci::config::OciConfig;
 use crate::oci::digest_of;
 use crate::oci::error::OciError;
 use crate::oci::manifest::{ACCEPT, Descriptor, Document, INDEX};
 use crate::oci::reference::Reference;
 use crate::oci::token::Action;
-use crate::oci::transport::{BodySink, Call, Transport};
+use crate::oci::transport::{Call, Transport};
 
 /// The largest manifest, in bytes: what registries take too.
 pub(super) const MAX_MANIFEST_BYTES: u64 = 4 << 20;

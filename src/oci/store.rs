@@ -115,7 +115,12 @@ impl OciStore {
 
 impl ModuleStore for OciStore {
     fn fetch(&self, module: &ModuleRef) -> Result<Vec<u8>, ModuleError> {
-        Ok(self.fetch_module(module)?)
+        self.fetch_module(module).map_err(|error| match error {
+            OciError::NotFound { .. } => {
+                ModuleError::NotFound { digest: module.digest, reason: error.to_string() }
+            }
+            error => error.into(),
+        })
     }
 
     fn resolve(&self, image: &str) -> Result<ResolvedModule, ModuleError> {

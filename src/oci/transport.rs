@@ -20,6 +20,7 @@ use tokio::runtime::Runtime;
 use crate::core::retry::RetrySchedule;
 use crate::oci::access::{Access, Endpoint};
 use crate::oci::addresses::{AddressRefused, GuardedResolver};
+use crate::oci::body::{BodySink, Window, registry_words};
 use crate::oci::config::{Limits, OciConfig};
 use crate::oci::credentials::{Login, login_for};
 use crate::oci::error::OciError;
@@ -30,26 +31,6 @@ const MAX_TOKEN_BYTES: u64 = 64 << 10;
 const MAX_ERROR_BYTES: u64 = 4 << 10;
 const RETRIES: RetrySchedule =
     RetrySchedule { initial: Duration::from_millis(200), max: Duration::from_secs(5) };
-
-/// Takes the pieces of a body.
-pub(super) trait BodySink {
-    /// Forgets what came: the body is sent again from its start.
-    fn restart(&mut self) -> Result<(), OciError>;
-    /// The next piece.
-    fn write(&mut self, piece: &[u8]) -> Result<(), OciError>;
-}
-
-impl BodySink for Vec<u8> {
-    fn restart(&mut self) -> Result<(), OciError> {
-        self.clear();
-        Ok(())
-    }
-
-    fn write(&mut self, piece: &[u8]) -> Result<(), OciError> {
-        self.extend_from_slice(piece);
-        Ok(())
-    }
-}
 
 /// One request.
 pub(super) struct Call<'a> {
@@ -329,36 +310,6 @@ impl Transport {
         let _ = self.read_body(call, response, MAX_ERROR_BYTES, &mut body).await;
         OciError::Status { host, what, status: status.as_u16(), detail: registry_words(&body), retry_after }
     }
-}
-
-/// The speed of a body, window by window.
-struct Window {
-    since: Instant,
-    bytes: u64,
-}
-
-impl Window {
-    fn new() -> Self {
-        Self { since: Instant::now(), bytes: 0 }
-    }
-
-    fn is_too_slow(&mut self, more: u64, limits: &Limits) -> bool {
-        self.bytes += more;
-        let elapsed = self.since.elapsed();
-        if elapsed < limits.speed_window {
-            return false;
-        }
-        let speed = self.bytes as f64 / elapsed.as_secs_f64();
-        *self = Self::new();
-        speed < limits.bytes_per_second as f64
-    }
-}
-
-/// The first message of the registry's error body, quoted: the text is the registry's, not ours.
-fn registry_words(body: &[u8]) -> String {
-    let value: Option<serde_json::Value> = serde_json::from_slice(body).ok();
-    let message = value.as_ref().and_then(|value| value["errors"][0]["message"].as_str());
-    message.map_or_else(String::new, |text| format!(": {:?}", text.chars().take(200).collect::<String>()))
 }
 
 async fn within<T>(call: &Call<'_>, wait: Duration, future: impl Future<Output = T>) -> Result<T, OciError> {
