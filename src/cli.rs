@@ -38,7 +38,11 @@ mod open;
 mod output;
 mod pause;
 mod produce;
+#[cfg(feature = "oci")]
+mod push;
 mod records;
+#[cfg(feature = "oci")]
+mod registry;
 mod remove;
 mod runtime;
 mod test;
@@ -64,6 +68,8 @@ enum Command {
     Test(test::Command),
     Bench(bench::Command),
     Inspect(inspect::Command),
+    #[cfg(feature = "oci")]
+    Push(push::Command),
     Dev(dev::Command),
     Node(node::Command),
     Deploy(deploy::Command),
@@ -121,6 +127,8 @@ impl Command {
             Self::Test(command) => command.run(),
             Self::Bench(command) => command.run(),
             Self::Inspect(command) => command.run(),
+            #[cfg(feature = "oci")]
+            Self::Push(command) => command.run(),
             Self::Dev(command) => command.run(target),
             Self::Node(command) => command.run(target),
             Self::Deploy(command) => command.run(target),

@@ -12,6 +12,8 @@ pub mod core;
 #[cfg(feature = "log")]
 pub mod log;
 pub mod node;
+#[cfg(feature = "oci")]
+pub mod oci;
 pub mod ports;
 pub mod telemetry;
 #[cfg(feature = "wasm")]

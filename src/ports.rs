@@ -533,6 +533,12 @@ pub enum ModuleError {
     /// The module store did not answer.
     #[error("module store: {0}")]
     Unavailable(String),
+    /// The signature policy does not let it through.
+    #[error("{0}")]
+    Unverified(String),
+    /// A registry denied access, or did what is not allowed here: somebody has to change the configuration.
+    #[error("{0}")]
+    Refused(String),
     /// The bytes are not the ones that the digest names.
     #[error("module {wanted} has other bytes than its digest says: they are {found}")]
     WrongDigest {
@@ -547,9 +553,12 @@ impl ModuleError {
     /// Whose fault it is.
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Invalid(_) | Self::TooLarge(_) | Self::CompileTimeout(_) | Self::WrongDigest { .. } => {
-                Disposition::User
-            }
+            Self::Invalid(_)
+            | Self::TooLarge(_)
+            | Self::CompileTimeout(_)
+            | Self::Unverified(_)
+            | Self::Refused(_)
+            | Self::WrongDigest { .. } => Disposition::User,
             Self::NotFound { .. } | Self::Unavailable(_) => Disposition::Transient,
         }
     }
@@ -665,10 +674,28 @@ pub trait GuestLines: Send + Sync {
 // ---------------------------------------------------------------------------------------------------------
 // Modules, schemas, time
 
+/// What an image's name stands for now: resolved, fetched and checked as the policy demands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedModule {
+    /// What goes into a deployment: the module's digest, and the image pinned to the manifest that was seen.
+    pub module: ModuleRef,
+    /// Size of the module, in bytes.
+    pub size: u64,
+    /// The key whose signature was found good; `None` when the policy asks for no signature.
+    pub verified_by: Option<String>,
+}
+
 /// Where the bytes of modules are.
 pub trait ModuleStore: Send + Sync {
     /// The bytes of a module; their digest has been checked. The image, where there is one, says where to look.
     fn fetch(&self, module: &ModuleRef) -> Result<Vec<u8>, ModuleError>;
+
+    /// What an image's name stands for now. A store without images knows none.
+    fn resolve(&self, image: &str) -> Result<ResolvedModule, ModuleError> {
+        Err(ModuleError::Refused(format!(
+            "image {image:?} cannot be resolved: no registry client is configured"
+        )))
+    }
 }
 
 /// Kind of a schema, by the numbers of the transform ABI.

@@ -85,7 +85,9 @@ fn libraries_stay_behind_their_walls() {
     let walls: &[(&str, &[&str])] = &[
         ("rdkafka::", &["kafka"]),
         ("wasmtime::", &["wasm"]),
-        ("wasmparser::", &["wasm"]),
+        ("wasmparser::", &["wasm", "oci"]),
+        ("p256::", &["oci"]),
+        ("reqwest::", &["oci", "connect"]),
         ("fjall::", &["log"]),
         ("tonic::", &["log"]),
         ("kube::", &["operator", "cli", "main"]),

@@ -54,6 +54,8 @@ impl Command {
             log_filter: self.log_filter.clone(),
             log_format: self.log_format,
             drop_folder: Some(self.drop_folder.clone().unwrap_or_else(|| target.dir.join("coprocessors"))),
+            #[cfg(feature = "oci")]
+            registry: crate::oci::RawOciConfig::default(),
         })
     }
 }

@@ -69,6 +69,10 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<ModuleError>() {
         return Some(of_module(error));
     }
+    #[cfg(feature = "oci")]
+    if let Some(error) = cause.downcast_ref::<crate::oci::OciError>() {
+        return Some(of_registry(error));
+    }
     if let Some(error) = cause.downcast_ref::<node::Error>() {
         return of_node(error);
     }
@@ -112,11 +116,26 @@ fn of_node(error: &node::Error) -> Option<Exit> {
     }
 }
 
+#[cfg(feature = "oci")]
+fn of_registry(error: &crate::oci::OciError) -> Exit {
+    use crate::core::disposition::Disposition;
+    use crate::oci::OciError;
+    match error {
+        OciError::NotFound { .. } | OciError::NoSource { .. } | OciError::ReadFile { .. } => Exit::NotFound,
+        OciError::ParseReference(_) | OciError::ReadConfig { .. } => Exit::Usage,
+        error if error.disposition() == Disposition::Transient => Exit::Unavailable,
+        error if error.disposition() == Disposition::Bug => Exit::Failed,
+        _ => Exit::Refused,
+    }
+}
+
 fn of_module(error: &ModuleError) -> Exit {
     match error {
         ModuleError::Invalid(_)
         | ModuleError::TooLarge(_)
         | ModuleError::CompileTimeout(_)
+        | ModuleError::Unverified(_)
+        | ModuleError::Refused(_)
         | ModuleError::WrongDigest { .. } => Exit::Refused,
         ModuleError::NotFound { .. } => Exit::NotFound,
         ModuleError::Unavailable(_) => Exit::Unavailable,

@@ -16,8 +16,12 @@ use crate::wasm::{Contract, inspect};
 #[derive(Debug, Args)]
 pub struct Command {
     /// The module
-    #[arg(value_name = "FILE.wasm")]
+    #[cfg_attr(not(feature = "oci"), arg(value_name = "FILE.wasm"))]
+    #[cfg_attr(feature = "oci", arg(value_name = "FILE.wasm|IMAGE"))]
     module: PathBuf,
+    #[cfg(feature = "oci")]
+    #[command(flatten)]
+    registry: super::registry::RegistryArgs,
     #[command(flatten)]
     output: FormatArgs,
 }
@@ -40,6 +44,11 @@ struct Inspected {
 impl Command {
     /// Runs it.
     pub fn run(&self) -> anyhow::Result<()> {
+        #[cfg(feature = "oci")]
+        if let crate::oci::Subject::Image(image) = self.subject() {
+            let found = self.registry.open(&image)?.inspect(&crate::oci::Subject::Image(image))?;
+            return self.output.print(&found, |wide| image_table(&found, wide));
+        }
         let module = Module::read(&self.module)?;
         let info =
             inspect(&module.bytes).with_context(|| format!("{} cannot be used", self.module.display()))?;
@@ -59,6 +68,46 @@ impl Command {
         };
         self.output.print(&inspected, |wide| table(&inspected, wide))
     }
+}
+
+#[cfg(feature = "oci")]
+impl Command {
+    fn subject(&self) -> crate::oci::Subject {
+        match self.module.to_str() {
+            Some(text) => crate::oci::Subject::from_argument(text),
+            None => crate::oci::Subject::File(self.module.clone()),
+        }
+    }
+}
+
+#[cfg(feature = "oci")]
+fn image_table(found: &crate::oci::Inspection, wide: bool) -> Table {
+    use crate::oci::signature::Verification;
+    let mut table = Table::new(&["PROPERTY", "VALUE"]);
+    let mut row = |name: &str, value: String| table.push([name.to_owned(), value]);
+    row("image", found.subject.clone());
+    row("digest", found.digest.to_string());
+    row("size", format!("{} bytes", found.size));
+    row("contract", format!("{:?}", found.interface.contract).to_lowercase());
+    if let Some(facts) = &found.image {
+        row("layout", facts.config_media_type.clone());
+        row(
+            "signature",
+            match &facts.signature {
+                Verification::NotRequired { found } => {
+                    format!("{found} found, none demanded: give --key to check")
+                }
+                Verification::Verified { key, .. } => format!("good, by {key}"),
+                Verification::Rejected { reason } => format!("NOT GOOD: {reason}"),
+            },
+        );
+        facts.annotations.iter().for_each(|(name, value)| row(name, value.clone()));
+    }
+    if wide {
+        found.interface.imports.iter().for_each(|name| row("import", name.clone()));
+        found.interface.exports.iter().for_each(|name| row("export", name.clone()));
+    }
+    table
 }
 
 fn table(found: &Inspected, wide: bool) -> Table {

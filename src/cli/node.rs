@@ -52,6 +52,8 @@ struct RawConfig {
     log_filter: Option<String>,
     log_format: Option<LogFormat>,
     drop_folder: Option<PathBuf>,
+    #[cfg(feature = "oci")]
+    registry: Option<crate::oci::RawOciConfig>,
 }
 
 impl Command {
@@ -90,6 +92,8 @@ impl Command {
             log_filter: self.log_filter.clone().or(raw.log_filter).unwrap_or_else(|| "info".into()),
             log_format: raw.log_format.unwrap_or(LogFormat::Json),
             drop_folder: raw.drop_folder,
+            #[cfg(feature = "oci")]
+            registry: raw.registry.unwrap_or_default(),
         })
     }
 }

@@ -18,11 +18,12 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::drop_folder::DropFolder;
 use crate::cli::exit::{Exit, coded};
 use crate::cli::{engine, open};
-use crate::control::modules::TopicStore;
+use crate::control::modules::{Stores, TopicStore};
 use crate::core::names::{Installation, NodeId, PoolName};
 use crate::core::units::Span;
 use crate::node::threads::{self, Stoppable};
 use crate::node::{Node, NodeConfig, NodeParts};
+use crate::ports::ModuleStore;
 use crate::telemetry::clock::SystemClock;
 
 /// A node, as meant.
@@ -50,6 +51,9 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Where modules may be dropped.
     pub drop_folder: Option<PathBuf>,
+    /// How registries are reached.
+    #[cfg(feature = "oci")]
+    pub registry: crate::oci::RawOciConfig,
 }
 
 /// How the node's own log is written.
@@ -116,7 +120,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let log = served.log.clone();
     let engine = engine::new(Some(config.dir.join("cache")), config.schema_registry.as_deref())?;
     let parts = NodeParts {
-        modules: Arc::new(TopicStore::new(log.clone())),
+        modules: modules(&config, TopicStore::new(log.clone()))?,
         log: log.clone(),
         engine,
         clock: Arc::new(SystemClock::default()),
@@ -148,6 +152,24 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             "not everything ended in time: what was not committed is done again at the next start",
         ))
     }
+}
+
+/// Modules with an image come from registries, through a cache below the node's directory.
+#[cfg(feature = "oci")]
+fn modules(config: &Config, topic: TopicStore) -> anyhow::Result<Arc<dyn ModuleStore>> {
+    let mut raw = config.registry.clone();
+    if raw.cache_dir.as_os_str().is_empty() {
+        raw.cache_dir = config.dir.join("modules");
+    }
+    let must_be_signed = raw.verification.is_some();
+    let registry = crate::oci::OciStore::open(crate::oci::OciConfig::read(&raw)?)?;
+    Ok(Arc::new(Stores::new(topic, Some(Arc::new(registry)), must_be_signed)))
+}
+
+#[cfg(not(feature = "oci"))]
+#[expect(clippy::unnecessary_wraps, reason = "with registries it can fail")]
+fn modules(_: &Config, topic: TopicStore) -> anyhow::Result<Arc<dyn ModuleStore>> {
+    Ok(Arc::new(Stores::new(topic, None, false)))
 }
 
 fn node_config(config: Config) -> NodeConfig {

@@ -13,7 +13,7 @@ use crate::control::topics::OwnTopic;
 use crate::core::deployment::ModuleRef;
 use crate::core::digest::Digest;
 use crate::core::record::TimestampMs;
-use crate::ports::{Keyed, Log, LogError, ModuleError, ModuleStore, ReadFrom};
+use crate::ports::{Keyed, Log, LogError, ModuleError, ModuleStore, ReadFrom, ResolvedModule};
 
 /// Largest part, in bytes.
 pub const PART_BYTES: usize = 512 << 10;
@@ -151,6 +151,43 @@ impl ModuleStore for TopicStore {
                 Err(ModuleError::NotFound { digest, reason })
             }
             Err(found) => Err(ModuleError::WrongDigest { wanted: digest, found }),
+        }
+    }
+}
+
+/// Both stores as one: modules with an image come from the registry, the others from the modules topic.
+pub struct Stores {
+    topic: TopicStore,
+    registry: Option<Arc<dyn ModuleStore>>,
+    must_be_signed: bool,
+}
+
+impl Stores {
+    /// The two stores. With `must_be_signed` a module without an image is refused: the topic has no signatures.
+    pub fn new(topic: TopicStore, registry: Option<Arc<dyn ModuleStore>>, must_be_signed: bool) -> Self {
+        Self { topic, registry, must_be_signed }
+    }
+}
+
+impl ModuleStore for Stores {
+    fn fetch(&self, module: &ModuleRef) -> Result<Vec<u8>, ModuleError> {
+        match (&module.image, &self.registry) {
+            (None, _) if self.must_be_signed => Err(ModuleError::Unverified(format!(
+                "module {} comes without an image, and this node runs signed modules only: push and sign it",
+                module.digest
+            ))),
+            (None, _) => self.topic.fetch(module),
+            (Some(_), Some(registry)) => registry.fetch(module),
+            (Some(image), None) => Err(ModuleError::Refused(format!(
+                "image {image:?} cannot be fetched: no registry client is configured"
+            ))),
+        }
+    }
+
+    fn resolve(&self, image: &str) -> Result<ResolvedModule, ModuleError> {
+        match &self.registry {
+            Some(registry) => registry.resolve(image),
+            None => self.topic.resolve(image),
         }
     }
 }

@@ -63,6 +63,8 @@ impl LoadError {
                 "ModuleUnavailable"
             }
             Self::Module { error: ModuleError::WrongDigest { .. }, .. } => "WrongDigest",
+            Self::Module { error: ModuleError::Unverified(_), .. } => "SignatureRejected",
+            Self::Module { error: ModuleError::Refused(_), .. } => "RegistryRefused",
             Self::Module { .. } => "InvalidModule",
             Self::Start(_) => "GuestStartFailed",
         }
