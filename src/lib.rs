@@ -12,6 +12,8 @@ pub mod core;
 #[cfg(feature = "log")]
 pub mod log;
 pub mod node;
+#[cfg(feature = "operator")]
+pub mod operator;
 pub mod ports;
 pub mod telemetry;
 #[cfg(feature = "wasm")]
