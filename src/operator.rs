@@ -5,4 +5,7 @@
 //! and the fourth talk to anybody; the others are pure. It never imports `node`: the two meet in the topics of
 //! `control`. Called by `cli`, which plugs in the log and the registry.
 
+pub mod build;
 pub mod crd;
+pub mod draft;
+pub mod validate;
