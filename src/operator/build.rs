@@ -27,6 +27,8 @@ pub const HTTP_PORT: i32 = 9644;
 pub const HASH: &str = "coproc.dev/applied-hash";
 /// Annotation of the StatefulSet: the pool's specification that its pods were built from.
 pub const SPEC_HASH: &str = "coproc.dev/pool-spec-hash";
+/// Annotation of the StatefulSet: the version of the operator that built its pods.
+pub const VERSION: &str = "coproc.dev/operator-version";
 /// Annotation of the pods: the node configuration that they read at their start.
 pub const CONFIG_HASH: &str = "coproc.dev/node-config-hash";
 /// Annotation of a pool: a new value restarts its pods, one after another.
@@ -53,6 +55,8 @@ pub struct ValidPool {
     pub image: String,
     /// How long a node may take to stop, in seconds.
     pub drain_seconds: i64,
+    /// The operator's version: noted, and nothing else depends on it.
+    pub operator_version: String,
     /// The value of its restart annotation.
     pub restart: Option<String>,
 }

@@ -278,8 +278,8 @@ pub fn pool(spec: &RuntimePoolSpec) -> Vec<Problem> {
         }
     }
     match spec.drain_timeout.parse::<crate::core::units::Span>() {
-        Ok(span) if (1_000..=600_000).contains(&span.0) => {}
-        Ok(span) => add("spec.drainTimeout", format!("{span} is not between 1s and 10m")),
+        Ok(span) if (1_000..=8_000).contains(&span.0) => {}
+        Ok(span) => add("spec.drainTimeout", format!("{span} is not between 1s and 8s")),
         Err(error) => add("spec.drainTimeout", error.to_string()),
     }
     if let Err(error) = spec.cache.size.parse::<crate::core::units::ByteSize>() {

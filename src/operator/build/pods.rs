@@ -16,8 +16,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::node_config::{CACHE, SECRETS};
 use super::{
-    CONFIG_HASH, HTTP_PORT, RESTART, SPEC_HASH, ValidPool, hash, label_selector, metadata, object_name,
-    selector_labels,
+    CONFIG_HASH, HTTP_PORT, RESTART, SPEC_HASH, VERSION, ValidPool, hash, label_selector, metadata,
+    object_name, selector_labels,
 };
 use crate::operator::crd::RuntimePoolSpec;
 
@@ -31,7 +31,10 @@ const CACHE_VOLUME: &str = "cache";
 /// The StatefulSet of a pool.
 pub fn stateful_set(pool: &ValidPool, config: &str) -> StatefulSet {
     let mut metadata = metadata(pool);
-    metadata.annotations = Some(BTreeMap::from([(SPEC_HASH.to_owned(), spec_hash(pool))]));
+    metadata.annotations = Some(BTreeMap::from([
+        (SPEC_HASH.to_owned(), spec_hash(pool)),
+        (VERSION.to_owned(), pool.operator_version.clone()),
+    ]));
     StatefulSet {
         metadata,
         spec: Some(StatefulSetSpec {

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 
-use super::SPEC_HASH;
+use super::{SPEC_HASH, VERSION};
 use crate::operator::crd::RuntimePoolSpec;
 use crate::operator::crd::pool::UpgradePolicy;
 
@@ -37,13 +37,19 @@ pub fn image_of(set: &StatefulSet) -> Option<String> {
 }
 
 /// Decides between the StatefulSet as built and the one that there is.
+///
+/// The same operator version always applies what it builds, so that changes by hand are undone. Another version keeps
+/// the pods, and the note of the version that made them, until the pool's own specification changes.
 pub fn decide(built: StatefulSet, existing: Option<&StatefulSet>, policy: UpgradePolicy) -> Rollout {
-    let Some(existing) = existing.filter(|existing| is_same(&built, existing, policy)) else {
+    let Some(existing) = existing.filter(|existing| keeps_pods(&built, existing, policy)) else {
         return Rollout::Apply(Box::new(built));
     };
     // What was applied before is applied again, with the fields that the API server filled in: server-side apply
     // would remove what is left out.
     let mut kept = built;
+    if let Some(version) = annotation(existing, VERSION) {
+        kept.metadata.annotations.get_or_insert_default().insert(VERSION.into(), version.to_owned());
+    }
     if let (Some(kept), Some(existing)) = (kept.spec.as_mut(), existing.spec.as_ref()) {
         kept.template = existing.template.clone();
         kept.volume_claim_templates.clone_from(&existing.volume_claim_templates);
@@ -51,10 +57,14 @@ pub fn decide(built: StatefulSet, existing: Option<&StatefulSet>, policy: Upgrad
     Rollout::KeepPods(Box::new(kept))
 }
 
-fn is_same(built: &StatefulSet, existing: &StatefulSet, policy: UpgradePolicy) -> bool {
-    let hash = |set: &StatefulSet| set.metadata.annotations.as_ref()?.get(SPEC_HASH).cloned();
+fn annotation<'a>(set: &'a StatefulSet, key: &str) -> Option<&'a str> {
+    set.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+fn keeps_pods(built: &StatefulSet, existing: &StatefulSet, policy: UpgradePolicy) -> bool {
     policy == UpgradePolicy::Manual
-        && hash(existing).is_some()
-        && hash(built) == hash(existing)
+        && annotation(existing, SPEC_HASH).is_some()
+        && annotation(built, SPEC_HASH) == annotation(existing, SPEC_HASH)
+        && annotation(built, VERSION) != annotation(existing, VERSION)
         && image_of(built) == image_of(existing)
 }

@@ -26,7 +26,8 @@ pub fn pool(change: &Value) -> ValidPool {
         spec: serde_json::from_value(spec).unwrap(),
         node_id_base: 1000,
         image: "coproc:0.1.0".into(),
-        drain_seconds: 30,
+        drain_seconds: 8,
+        operator_version: "0.1.0".into(),
         restart: None,
     }
 }
@@ -84,7 +85,7 @@ fn pods_keep_to_the_restricted_profile_and_have_no_token() {
         assert_eq!(container.allow_privilege_escalation, Some(false));
         assert_eq!(container.read_only_root_filesystem, Some(true));
         assert_eq!(container.capabilities.unwrap().drop.unwrap(), ["ALL"]);
-        assert_eq!(pod.termination_grace_period_seconds, Some(45));
+        assert_eq!(pod.termination_grace_period_seconds, Some(23));
     }
 }
 
@@ -100,22 +101,24 @@ fn no_secret_is_copied_anywhere_it_is_only_named() {
 
 #[test]
 fn pods_change_with_their_pool_and_not_with_the_operator() {
-    let plain = pool(&json!({}));
-    let before = objects(&plain).stateful_set;
-    let by_a_newer_operator = || {
-        let mut built = before.clone();
+    let before = objects(&pool(&json!({}))).stateful_set;
+    let by_a_newer_operator = |change: Value| {
+        let mut built =
+            objects(&ValidPool { operator_version: "0.2.0".into(), ..pool(&change) }).stateful_set;
         built.spec.as_mut().unwrap().template.spec.as_mut().unwrap().enable_service_links = Some(true);
         built
     };
-    let kept = decide(by_a_newer_operator(), Some(&before), UpgradePolicy::Manual);
-    assert_eq!(kept, Rollout::KeepPods(Box::new(before.clone())));
-    assert!(matches!(decide(by_a_newer_operator(), Some(&before), UpgradePolicy::Auto), Rollout::Apply(_)));
-    assert!(matches!(decide(by_a_newer_operator(), None, UpgradePolicy::Manual), Rollout::Apply(_)));
-    let scaled = objects(&pool(&json!({"replicas": 5}))).stateful_set;
-    let kept = decide(scaled, Some(&before), UpgradePolicy::Manual);
+    let decided = |change: Value, policy| decide(by_a_newer_operator(change), Some(&before), policy);
+    assert_eq!(decided(json!({}), UpgradePolicy::Manual), Rollout::KeepPods(Box::new(before.clone())));
+    assert!(matches!(decided(json!({}), UpgradePolicy::Auto), Rollout::Apply(_)));
+    assert!(matches!(decided(json!({"maxLanes": 5}), UpgradePolicy::Manual), Rollout::Apply(_)));
+    let kept = decided(json!({"replicas": 5}), UpgradePolicy::Manual);
     assert!(matches!(&kept, Rollout::KeepPods(set) if set.spec.as_ref().unwrap().replicas == Some(5)));
-    let changed = objects(&pool(&json!({"maxLanes": 5}))).stateful_set;
-    assert!(matches!(decide(changed, Some(&before), UpgradePolicy::Manual), Rollout::Apply(_)));
+    let first = decide(by_a_newer_operator(json!({})), None, UpgradePolicy::Manual);
+    assert!(matches!(first, Rollout::Apply(_)));
+    // The same version undoes what was changed by hand.
+    let again = objects(&pool(&json!({}))).stateful_set;
+    assert!(matches!(decide(again, Some(&before), UpgradePolicy::Manual), Rollout::Apply(_)));
 }
 
 #[test]

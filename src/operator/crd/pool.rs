@@ -268,7 +268,7 @@ fn one_replica() -> i32 {
 }
 
 fn drain_timeout() -> String {
-    "30s".into()
+    "8s".into()
 }
 
 /// The nodes that run coprocessors and pipelines.
@@ -342,7 +342,7 @@ pub struct RuntimePoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000))]
     pub max_lanes: Option<u32>,
-    /// How long a node may take to commit and to leave its groups when it stops.
+    /// How long a node may take to commit and to leave its groups when it stops, at most 8s.
     #[serde(default = "drain_timeout")]
     #[schemars(schema_with = "span")]
     pub drain_timeout: String,

@@ -36,6 +36,9 @@ pub struct ModuleStatus {
     /// The image that the digest was resolved from.
     #[serde(default)]
     pub image: String,
+    /// The same image by the digest of its manifest.
+    #[serde(default)]
+    pub pinned_image: String,
     /// The digest of the module that is deployed.
     #[serde(default)]
     pub digest: String,
