@@ -131,8 +131,30 @@ fn covers(live: &Value, wanted: &Value) -> bool {
         (Value::Array(live), Value::Array(wanted)) => {
             live.len() == wanted.len() && live.iter().zip(wanted).all(|(live, wanted)| covers(live, wanted))
         }
+        (Value::String(live), Value::String(wanted)) => {
+            live == wanted || quantity(live).is_some_and(|live| Some(live) == quantity(wanted))
+        }
         _ => live == wanted,
     }
+}
+
+/// A quantity of Kubernetes in thousandths: the API server rewrites `1024Mi` as `1Gi`.
+fn quantity(text: &str) -> Option<i128> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: i128 = text[..end].parse().ok()?;
+    let factor: i128 = match &text[end..] {
+        "m" => 1,
+        "" => 1_000,
+        "k" => 1_000_000,
+        "M" => 1_000_000_000,
+        "G" => 1_000_000_000_000,
+        "Ki" => 1_000 << 10,
+        "Mi" => 1_000 << 20,
+        "Gi" => 1_000 << 30,
+        "Ti" => 1_000 << 40,
+        _ => return None,
+    };
+    number.checked_mul(factor)
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -157,8 +179,12 @@ mod tests {
             (json!({"a": 2, "list": [{"x": 1}]}), false),
             (json!({"a": 1, "list": [{"x": 1}, {"x": 2}]}), false),
             (json!({"list": [{"x": 1}]}), false),
+            (json!({"a": 1, "list": [{"x": 1}], "none": "0"}), false),
         ] {
             assert_eq!(covers(&live, &wanted), same, "{live}");
+        }
+        for (live, wanted, same) in [("1Gi", "1024Mi", true), ("1", "1000m", true), ("1Gi", "1G", false)] {
+            assert_eq!(covers(&json!(live), &json!(wanted)), same, "{live} {wanted}");
         }
     }
 }

@@ -8,6 +8,8 @@ mod node_config;
 mod pods;
 pub mod rollout;
 
+pub use pods::secret_names as pods_secret_names;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
