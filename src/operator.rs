@@ -115,7 +115,7 @@ pub async fn run(
         // Before it leads there is nothing to end in good order.
         biased;
         () = &mut stop => return finish(&stopping, around).await,
-        led = leadership.wait_for(|at| *at == Leadership::Leading) => drop(led.map_err(|_| Error::Ended)?),
+        led = reaches(&mut leadership, Leadership::Leading) => led?,
     }
     tracing::info!(instance = options.instance, "leading");
     metrics.leader.set(1);
@@ -127,7 +127,7 @@ pub async fn run(
     let ended = tokio::select! {
         // Losing comes before everything: from then on nothing may be written.
         biased;
-        _ = leadership.wait_for(|at| *at == Leadership::Lost) => Err(Error::LeadershipLost),
+        _ = reaches(&mut leadership, Leadership::Lost) => Err(Error::LeadershipLost),
         pool = fencing.recv() => {
             Err(Error::Fenced(pool.map(|pool| pool.owner()).unwrap_or_default()))
         }
@@ -187,6 +187,11 @@ fn stand(
     let (election, told) = Election::new(api, settings, world.clock.clone());
     tasks.spawn(election.run(wiring::stopped(stops.clone())));
     told
+}
+
+/// Waits for a standing; the guard of the channel must not live across other waits.
+async fn reaches(told: &mut watch::Receiver<Leadership>, wanted: Leadership) -> Result<(), Error> {
+    told.wait_for(|at| *at == wanted).await.map(drop).map_err(|_| Error::Ended)
 }
 
 async fn finish(stopping: &watch::Sender<bool>, mut around: JoinSet<()>) -> Result<(), Error> {
