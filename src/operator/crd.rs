@@ -112,15 +112,18 @@ mod tests {
 
     #[test]
     fn the_files_are_what_the_types_say() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
         for (file, definition) in definitions() {
             let wanted = serde_yaml::to_string(&definition).unwrap();
-            if std::env::var_os("UPDATE").is_some() {
-                std::fs::create_dir_all(&folder).unwrap();
-                std::fs::write(folder.join(file), &wanted).unwrap();
+            for folder in ["crds", "charts/coproc/crds"] {
+                let path = root.join(folder).join(file);
+                if std::env::var_os("UPDATE").is_some() {
+                    std::fs::create_dir_all(root.join(folder)).unwrap();
+                    std::fs::write(&path, &wanted).unwrap();
+                }
+                let found = std::fs::read_to_string(&path).unwrap_or_default();
+                assert!(found == wanted, "{folder}/{file} is out of date: UPDATE=1 cargo test --features operator");
             }
-            let found = std::fs::read_to_string(folder.join(file)).unwrap_or_default();
-            assert!(found == wanted, "crds/{file} is out of date: UPDATE=1 cargo test --features operator");
         }
     }
 
