@@ -12,6 +12,8 @@ mod bench;
 mod build;
 mod completion;
 mod consume;
+#[cfg(feature = "operator")]
+mod crds;
 mod deploy;
 mod deployments;
 mod describe;
@@ -87,6 +89,9 @@ enum Command {
     #[command(subcommand)]
     Log(log::Command),
     Doctor(doctor::Command),
+    #[cfg(feature = "operator")]
+    #[command(subcommand)]
+    Crds(crds::Command),
     Completion(completion::Command),
     #[command(hide = true)]
     Docs(docs::Command),
@@ -136,6 +141,8 @@ impl Command {
             Self::Offsets(command) => command.run(target),
             Self::Log(command) => command.run(target),
             Self::Doctor(command) => command.run(target),
+            #[cfg(feature = "operator")]
+            Self::Crds(command) => command.run(),
             Self::Completion(command) => command.run(),
             Self::Docs(command) => command.run(),
             Self::CompileHelper(_) => Ok(()),

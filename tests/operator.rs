@@ -1,6 +1,8 @@
 //! The operator on a real API server, with a log in memory: what is refused, what is told, what is left behind.
 
 #![cfg(feature = "operator")]
+#[path = "operator/chart.rs"]
+mod chart;
 #[path = "operator/cluster.rs"]
 mod cluster;
 #[path = "operator/memory.rs"]
@@ -479,6 +481,58 @@ async fn a_stale_leader_is_fenced_by_the_log() {
     assert!(matches!(ended, Err(coproc::operator::Error::Fenced(_))));
     at.reason("Coprocessor", "b", "NoNodes").await;
     fresh.stop().await;
+}
+
+/// Rights that no test on a plain API server can use.
+const UNSEEN: [&str; 1] = [
+    // Only where OwnerReferencesPermissionEnforcement is on, as on OpenShift.
+    "update coproc.dev/runtimepools/finalizers",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_operator_has_the_rights_that_it_uses_and_no_others() {
+    let at = Fixture::new("rights").await;
+    let granted = chart::rules(&at.client, "rights").await;
+    let user = "system:serviceaccount:rights:coproc";
+    let lines = audit_lines();
+    let running = at.start_with(cluster::client_as(Some(user)).await, Some("rights"), "operator-0");
+    let secrets = api_of(&at.client, "", "v1", "Secret", Some("rights"));
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "extra"}});
+    secrets.create(&PostParams::default(), &serde_json::from_value(secret).unwrap()).await.unwrap();
+    at.pool(&json!({"secrets": ["extra"]})).await;
+    at.reason("RuntimePool", "default", "Scaling").await;
+    at.pool(&json!({"secrets": ["extra"], "networkPolicy": {"enabled": false}, "replicas": 2})).await;
+    at.log.topic("in", 1);
+    let pipeline = json!({"source": {"type": "Kafka", "kafka": {"topics": ["in"]}},
+        "steps": [{"name": "main", "module": {"image": "r/m:1"}}],
+        "sinks": [{"type": "Kafka", "kafka": {"topic": "out"}}]});
+    at.apply("Pipeline", "p", &pipeline).await.unwrap();
+    at.reason("Pipeline", "p", "NoNodes").await;
+    // The same trouble twice: the second Event is counted on the first.
+    let (good, bad) =
+        (json!({"outputTopics": ["o"]}), json!({"outputTopics": ["o"], "env": {"REDPANDA_X": "1"}}));
+    for change in [&bad, &good, &bad, &good] {
+        at.apply("Coprocessor", "a", &coprocessor(change)).await.unwrap();
+        at.reason("Coprocessor", "a", if change == &bad { "InvalidEnv" } else { "NoNodes" }).await;
+    }
+    at.api("Coprocessor").delete("a", &DeleteParams::default()).await.unwrap();
+    at.api("Pipeline").delete("p", &DeleteParams::default()).await.unwrap();
+    at.gone("Coprocessor", "a").await;
+    at.gone("Pipeline", "p").await;
+    let policies = api_of(&at.client, "networking.k8s.io", "v1", "NetworkPolicy", Some("rights"));
+    until("the policy is gone", Duration::from_secs(20), async || {
+        policies.get_opt("default-runtime").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    running.stop().await;
+    let used: std::collections::BTreeSet<String> = requests(lines, "rights", Some(user))
+        .into_iter()
+        .map(|request| format!("{} {}/{}", request.verb, request.group, request.resource))
+        .collect();
+    let granted: std::collections::BTreeSet<String> =
+        granted.into_iter().filter(|right| !UNSEEN.contains(&right.as_str())).collect();
+    assert_eq!(used, granted);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -122,7 +122,10 @@ mod tests {
                     std::fs::write(&path, &wanted).unwrap();
                 }
                 let found = std::fs::read_to_string(&path).unwrap_or_default();
-                assert!(found == wanted, "{folder}/{file} is out of date: UPDATE=1 cargo test --features operator");
+                assert!(
+                    found == wanted,
+                    "{folder}/{file} is out of date: UPDATE=1 cargo test --features operator"
+                );
             }
         }
     }
