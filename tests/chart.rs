@@ -1,33 +1,15 @@
 //! The chart and the plain manifests: what Helm says of them, and what they make.
 
 #![cfg(feature = "operator")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what is wrong by failing")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+#[path = "operator/helm.rs"]
+mod helm;
 
+use std::path::Path;
+
+use helm::{helm, render, root};
 use serde_json::Value;
-
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn helm(arguments: &[&str]) -> Output {
-    let built = Command::new(root().join("tests/env/kube")).args(["build", "helm"]).output().unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    let helm = String::from_utf8(built.stdout).unwrap();
-    Command::new(helm.trim()).args(arguments).current_dir(root()).output().unwrap()
-}
-
-fn render(namespace: &str, sets: &[&str]) -> Result<String, String> {
-    let mut arguments =
-        vec!["template", "coproc", "charts/coproc", "--namespace", namespace, "--kube-version", "1.34.0"];
-    for set in sets {
-        arguments.extend(["--set", set]);
-    }
-    let output = helm(&arguments);
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
-}
 
 fn check(path: &Path, found: &str) {
     if std::env::var_os("UPDATE").is_some() {

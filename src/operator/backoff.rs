@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use crate::core::retry::RetrySchedule;
 
 const SCHEDULE: RetrySchedule =
-    RetrySchedule { initial: Duration::from_secs(1), max: Duration::from_secs(300) };
+    RetrySchedule { initial: Duration::from_secs(1), max: Duration::from_mins(5) };
 
 /// How often in a row each object failed.
 #[derive(Debug, Default)]

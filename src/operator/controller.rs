@@ -59,6 +59,7 @@ impl Error {
 }
 
 /// What happens after a failure: the object waits by itself, longer each time.
+#[expect(clippy::needless_pass_by_value, reason = "the signature is the controller's")]
 pub fn on_error<K: Resource<DynamicType = ()>>(
     object: Arc<K>,
     error: &Error,

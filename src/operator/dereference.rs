@@ -38,15 +38,13 @@ pub async fn secrets(client: &Client, namespace: &str, spec: &RuntimePoolSpec) -
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let mut found = BTreeMap::new();
     for name in pods_secret_names(spec) {
-        match api.get_opt(&name).await? {
-            Some(secret) => drop(found.insert(name, secret)),
-            None => {
-                let message = format!(
-                    "Secret {name} does not exist in namespace {namespace}: create it, or change the spec"
-                );
-                return Err(Error::Missing { field: "spec".into(), message });
-            }
-        }
+        let Some(secret) = api.get_opt(&name).await? else {
+            let message = format!(
+                "Secret {name} does not exist in namespace {namespace}: create it, or change the spec"
+            );
+            return Err(Error::Missing { field: "spec".into(), message });
+        };
+        found.insert(name, secret);
     }
     Ok(Secrets(found))
 }

@@ -1,50 +1,19 @@
-//! The chart, rendered by the real Helm.
-
-use std::path::PathBuf;
-use std::process::{Command, Output};
+//! The rights that the chart gives the operator.
 
 use kube::Client;
 use kube::api::{Patch, PatchParams};
 use serde_json::Value;
 
 use crate::cluster::api_of;
-
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Runs Helm of the cache; it is built the first time.
-pub fn helm(arguments: &[&str]) -> Output {
-    let built = Command::new(root().join("tests/env/kube")).args(["build", "helm"]).output().unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    let helm = String::from_utf8(built.stdout).unwrap();
-    Command::new(helm.trim()).args(arguments).current_dir(root()).output().unwrap()
-}
-
-/// The documents that the chart makes.
-pub fn render(namespace: &str, sets: &[&str]) -> Result<Vec<Value>, String> {
-    let mut arguments =
-        vec!["template", "coproc", "charts/coproc", "--namespace", namespace, "--kube-version", "1.34.0"];
-    for set in sets {
-        arguments.extend(["--set", set]);
-    }
-    let output = helm(&arguments);
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-    }
-    let text = String::from_utf8(output.stdout).unwrap();
-    let documents = text.split("\n---\n").filter(|text| text.lines().any(|line| line.starts_with("kind:")));
-    Ok(documents
-        .map(|text| serde_yaml::from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}")))
-        .collect())
-}
+use crate::helm::render;
 
 /// Installs the operator's Roles in a namespace: each right as `verb group/resource`.
 pub async fn rules(client: &Client, namespace: &str) -> Vec<String> {
-    let documents =
-        render(namespace, &["operator.namespaced=true", "rbac.aggregate=false", "crds.apply=false"]);
+    let values = ["operator.namespaced=true", "rbac.aggregate=false", "crds.apply=false"];
+    let text = render(namespace, &values).unwrap();
     let mut rights = Vec::new();
-    for document in documents.unwrap() {
+    for text in text.split("\n---\n").filter(|text| text.lines().any(|line| line.starts_with("kind:"))) {
+        let document: Value = serde_yaml::from_str(text).unwrap();
         let kind = document["kind"].as_str().unwrap_or_default().to_owned();
         let group = match kind.as_str() {
             "ServiceAccount" => "",

@@ -57,8 +57,8 @@ pub async fn client_as(user: Option<&str>) -> Client {
 
 /// A client that may do anything, with the definitions installed.
 pub async fn client() -> Client {
-    let client = client_as(None).await;
     static INSTALLED: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
+    let client = client_as(None).await;
     INSTALLED.get_or_init(|| install(client.clone())).await;
     client
 }
@@ -204,6 +204,7 @@ impl Fixture {
         self.start_with(self.client.clone(), None, "operator-0")
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the test is the one that starts and stops operators")]
     pub fn start_with(&self, client: Client, lease_namespace: Option<&str>, instance: &str) -> Running {
         let world = World {
             logs: Arc::new(self.log.clone()),

@@ -180,7 +180,10 @@ impl TopicAdmin for Memory {
     }
 
     fn delete(&self, name: &TopicName) -> Result<(), LogError> {
-        self.with(|state| Ok(drop(state.topics.remove(name))))
+        self.with(|state| {
+            state.topics.remove(name);
+            Ok(())
+        })
     }
 
     fn list(&self) -> Result<Vec<TopicInfo>, LogError> {

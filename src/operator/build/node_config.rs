@@ -47,6 +47,7 @@ struct KafkaYaml<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "they are the words of the file")]
 struct TlsYaml {
     #[serde(skip_serializing_if = "Option::is_none")]
     ca_file: Option<String>,

@@ -26,7 +26,7 @@ use crate::operator::status::{About, Progress, Writing, coalesce, compute};
 use crate::operator::validate::{self, Resolved, Valid};
 
 /// A resource that cannot go on by itself is looked at again this often: an image may appear in its registry.
-const STALLED_AGAIN: Duration = Duration::from_secs(300);
+const STALLED_AGAIN: Duration = Duration::from_mins(5);
 /// A resource that waits for something in its surroundings is looked at again this often.
 const WAITING_AGAIN: Duration = Duration::from_secs(15);
 

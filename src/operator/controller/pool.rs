@@ -29,7 +29,7 @@ use crate::operator::validate;
 use crate::ports::Produce;
 
 /// Secrets may change without a word: they are read again this often.
-const LOOK_AT_SECRETS: Duration = Duration::from_secs(300);
+const LOOK_AT_SECRETS: Duration = Duration::from_mins(5);
 /// How often it is looked again while something is on its way.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How soon it is looked whether a claim of node ids was the first.
@@ -45,7 +45,8 @@ enum Progress {
 /// Reconciles one pool.
 pub async fn reconcile(pool: Arc<RuntimePool>, context: Arc<Context>) -> Result<Action, Error> {
     let timer = context.metrics.reconcile_seconds.with_label_values(&["RuntimePool"]).start_timer();
-    let action = run(pool.as_ref(), &context).await;
+    // Boxed: the objects of a pool are large, and every controller slot would hold room for them.
+    let action = Box::pin(run(pool.as_ref(), &context)).await;
     timer.observe_duration();
     if action.is_ok() {
         context.backoff.succeeded(&object_key(pool.as_ref()));
@@ -63,7 +64,7 @@ async fn run(pool: &RuntimePool, context: &Context) -> Result<Action, Error> {
         context.drop_link(&key);
         return Ok(Action::await_change());
     }
-    let progress = advance(pool, &key, context).await?;
+    let progress = Box::pin(advance(pool, &key, context)).await?;
     let mut again = report(pool, &key, context, &progress).await?;
     if let Some(link) = context.link(&key).filter(|link| link.health() == Health::Up) {
         if !sync(&key, context, &link).await? {
@@ -107,7 +108,7 @@ async fn advance(pool: &RuntimePool, key: &PoolKey, context: &Context) -> Result
         Ok(base) => base,
         Err(progress) => return Ok(progress),
     };
-    match apply_objects(pool, key, context, base).await {
+    match Box::pin(apply_objects(pool, key, context, base)).await {
         Ok(set) => Ok(Progress::Applied { set: Box::new(set), base }),
         Err(crate::operator::apply::Error::Api { source, .. }) if is_users(&source) => {
             let verdict = Verdict::stalled("ObjectRefused", source.to_string());
@@ -197,12 +198,11 @@ async fn apply_objects(
     writes += usize::from(apply(client, objects.service_account).await?.1);
     writes += usize::from(apply(client, objects.service).await?.1);
     writes += usize::from(apply(client, objects.disruption_budget).await?.1);
-    match objects.network_policy {
-        Some(policy) => writes += usize::from(apply(client, policy).await?.1),
-        None => {
-            let uid = valid.owner.uid.as_str();
-            writes += usize::from(remove::<NetworkPolicy>(client, key.namespace.as_str(), &name, uid).await?);
-        }
+    if let Some(policy) = objects.network_policy {
+        writes += usize::from(apply(client, policy).await?.1);
+    } else {
+        let uid = valid.owner.uid.as_str();
+        writes += usize::from(remove::<NetworkPolicy>(client, key.namespace.as_str(), &name, uid).await?);
     }
     let rollout = decide(objects.stateful_set, existing.as_ref(), pool.spec.upgrade_policy);
     // Pods that stay read the configuration that was written for them.

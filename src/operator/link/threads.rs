@@ -67,7 +67,10 @@ impl Shared {
     }
 
     fn set_health(&self, health: Health) {
-        let changed = std::mem::replace(&mut *self.health.write(), health.clone()) != health;
+        let mut current = self.health.write();
+        let changed = *current != health;
+        *current = health;
+        drop(current);
         if changed {
             self.tell(Notice::Everything(self.pool.clone()));
         }
