@@ -36,6 +36,8 @@ mod manifest;
 mod modules;
 mod node;
 mod offsets;
+#[cfg(feature = "operator")]
+mod operator;
 mod open;
 mod output;
 mod pause;
@@ -90,6 +92,8 @@ enum Command {
     Log(log::Command),
     Doctor(doctor::Command),
     #[cfg(feature = "operator")]
+    Operator(operator::Command),
+    #[cfg(feature = "operator")]
     #[command(subcommand)]
     Crds(crds::Command),
     Completion(completion::Command),
@@ -141,6 +145,8 @@ impl Command {
             Self::Offsets(command) => command.run(target),
             Self::Log(command) => command.run(target),
             Self::Doctor(command) => command.run(target),
+            #[cfg(feature = "operator")]
+            Self::Operator(command) => command.run(target),
             #[cfg(feature = "operator")]
             Self::Crds(command) => command.run(),
             Self::Completion(command) => command.run(),

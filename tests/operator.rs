@@ -137,7 +137,7 @@ fn manifests() -> Vec<(&'static str, Value, &'static str)> {
             "Unsupported value",
         ),
         ("RuntimePool", kafka(json!({"template": {"tolerations": [{"key": 5}]}})), "must be of type string"),
-        ("RuntimePool", kafka(json!({"resources": {"limits": {"memory": "much"}}})), "should match"),
+        ("RuntimePool", kafka(json!({"resources": {"limits": {"memory": "much"}}})), ""),
     ]
 }
 
@@ -193,7 +193,7 @@ async fn a_pool_becomes_objects_that_the_restricted_profile_takes() {
     let at = Fixture::new("pool").await;
     let running = at.start();
     at.pool(&json!({"replicas": 2})).await;
-    let pool = at.reason("RuntimePool", "default", "Scaling").await;
+    let pool = at.reason("RuntimePool", "default", "RollingOut").await;
     assert_eq!(pool["status"]["nodeIdBase"], 1000);
     assert_eq!(at.log.table("coprocessor_internal_topic")["nodes/1000"], b"default/pool/default");
     let find = |group: &str, kind: &str| api_of(&at.client, group, "v1", kind, Some("pool"));
@@ -351,6 +351,7 @@ async fn every_mistake_that_admission_cannot_see_becomes_a_condition() {
         ),
         (json!({"drainTimeout": "1h"}), "InvalidSpec"),
         (json!({"secrets": ["nowhere"]}), "SecretNotFound"),
+        (json!({"resources": {"limits": {"memory": "much"}}}), "ObjectRefused"),
     ] {
         at.pool(&change).await;
         let found = at.reason("RuntimePool", "default", reason).await;
@@ -503,7 +504,7 @@ async fn the_operator_has_the_rights_that_it_uses_and_no_others() {
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "extra"}});
     secrets.create(&PostParams::default(), &serde_json::from_value(secret).unwrap()).await.unwrap();
     at.pool(&json!({"secrets": ["extra"]})).await;
-    at.reason("RuntimePool", "default", "Scaling").await;
+    at.reason("RuntimePool", "default", "RollingOut").await;
     at.pool(&json!({"secrets": ["extra"], "networkPolicy": {"enabled": false}, "replicas": 2})).await;
     at.log.topic("in", 1);
     let pipeline = json!({"source": {"type": "Kafka", "kafka": {"topics": ["in"]}},
@@ -544,7 +545,7 @@ async fn a_thousand_coprocessors_are_deployed_and_then_nothing_is_written() {
     let at = Fixture::new("thousand").await;
     let running = at.start();
     at.pool(&json!({})).await;
-    at.reason("RuntimePool", "default", "Scaling").await;
+    at.reason("RuntimePool", "default", "RollingOut").await;
     at.log.topic("in", 1);
     let started = Instant::now();
     let names: Vec<String> = (0..COUNT).map(|i| format!("c{i}")).collect();

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::runtime::reflector::store::WriterDropped;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::core::names::{Identity, Installation};
 use crate::operator::backoff::Backoff;
@@ -38,21 +37,46 @@ pub struct World {
     pub clock: Arc<dyn Clock>,
 }
 
+/// Whether each cache holds everything that there is.
+///
+/// Not `Store::wait_until_ready`: its channel wakes only the task that asked last, and the controller itself is one
+/// of those that ask, so a second one makes either hang for ever.
+#[derive(Debug, Clone)]
+pub struct Filled(watch::Receiver<bool>);
+
+impl Filled {
+    /// A cache that is not filled yet, and the way to say that it is.
+    pub fn new() -> (watch::Sender<bool>, Self) {
+        let (filled, told) = watch::channel(false);
+        (filled, Self(told))
+    }
+
+    /// Waits until it is; `false` when nobody fills it any more.
+    pub async fn wait(&self) -> bool {
+        self.0.clone().wait_for(|filled| *filled).await.is_ok()
+    }
+}
+
 /// The caches that controllers fill.
 pub struct Stores {
     /// Pools.
     pub pools: Store<RuntimePool>,
+    /// Whether all pools are in their cache.
+    pub pools_filled: Filled,
     /// Coprocessors.
     pub coprocessors: Store<Coprocessor>,
+    /// Whether all coprocessors are in their cache.
+    pub coprocessors_filled: Filled,
     /// Pipelines.
     pub pipelines: Store<Pipeline>,
+    /// Whether all pipelines are in their cache.
+    pub pipelines_filled: Filled,
 }
 
 impl Stores {
-    /// Waits until every coprocessor and pipeline that there is has been read.
-    pub async fn resources_are_known(&self) -> Result<(), WriterDropped> {
-        self.coprocessors.wait_until_ready().await?;
-        self.pipelines.wait_until_ready().await
+    /// Waits until every coprocessor and pipeline that there is has been read; `false` when that never happens.
+    pub async fn resources_are_known(&self) -> bool {
+        self.coprocessors_filled.wait().await && self.pipelines_filled.wait().await
     }
 }
 

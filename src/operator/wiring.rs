@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use futures::stream::{self, Stream};
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::core::names::{Identity, Kind};
 use crate::operator::bridge::PoolKey;
-use crate::operator::context::{Context, Stores};
+use crate::operator::context::{Context, Filled, Stores};
 use crate::operator::controller::{deployment, on_error, pool};
 use crate::operator::crd::{Coprocessor, Pipeline, RuntimePool};
 use crate::operator::draft::DeploymentKind;
@@ -57,19 +57,34 @@ impl Scope {
 
 /// What fills the caches.
 pub struct Writers {
-    pools: Writer<RuntimePool>,
-    coprocessors: Writer<Coprocessor>,
-    pipelines: Writer<Pipeline>,
+    pools: Filling<RuntimePool>,
+    coprocessors: Filling<Coprocessor>,
+    pipelines: Filling<Pipeline>,
+}
+
+/// What fills one cache, and says when it is filled.
+struct Filling<K: Resource<DynamicType = ()> + 'static> {
+    writer: Writer<K>,
+    filled: watch::Sender<bool>,
+}
+
+fn cache<K>() -> (Store<K>, Filled, Filling<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let (store, writer) = kube::runtime::reflector::store();
+    let (filled, told) = Filled::new();
+    (store, told, Filling { writer, filled })
 }
 
 /// Empty caches and what fills them.
 pub fn caches() -> (Stores, Writers) {
-    let (pools, pool_writer) = kube::runtime::reflector::store();
-    let (coprocessors, coprocessor_writer) = kube::runtime::reflector::store();
-    let (pipelines, pipeline_writer) = kube::runtime::reflector::store();
+    let (pools, pools_filled, of_pools) = cache();
+    let (coprocessors, coprocessors_filled, of_coprocessors) = cache();
+    let (pipelines, pipelines_filled, of_pipelines) = cache();
     (
-        Stores { pools, coprocessors, pipelines },
-        Writers { pools: pool_writer, coprocessors: coprocessor_writer, pipelines: pipeline_writer },
+        Stores { pools, pools_filled, coprocessors, coprocessors_filled, pipelines, pipelines_filled },
+        Writers { pools: of_pools, coprocessors: of_coprocessors, pipelines: of_pipelines },
     )
 }
 
@@ -113,7 +128,7 @@ fn triggers<T: Send + 'static>(mut from: mpsc::Receiver<T>) -> impl Stream<Item 
 /// A controller on a cache that is filled here. Changes of the status alone start nothing: they are our own.
 fn controller<K>(
     api: Api<K>,
-    writer: Writer<K>,
+    Filling { writer, filled }: Filling<K>,
     triggers: impl Stream<Item = ObjectRef<K>> + Send + 'static,
     stop: watch::Receiver<bool>,
 ) -> Controller<K>
@@ -123,6 +138,11 @@ where
     let reader = writer.as_reader();
     let relevant = predicates::generation.combine(predicates::annotations).combine(predicates::finalizers);
     let objects = reflector(writer, watcher(api, watcher::Config::default()).default_backoff())
+        .inspect_ok(move |event| {
+            if matches!(event, watcher::Event::InitDone) {
+                filled.send_replace(true);
+            }
+        })
         .applied_objects()
         .predicate_filter(relevant, PredicateConfig::default());
     Controller::for_stream(objects, reader)
@@ -134,7 +154,7 @@ where
 fn of_pools(
     context: &Arc<Context>,
     scope: &Scope,
-    writer: Writer<RuntimePool>,
+    writer: Filling<RuntimePool>,
     from: mpsc::Receiver<ObjectRef<RuntimePool>>,
     stop: watch::Receiver<bool>,
 ) -> BoxFuture<'static, ()> {
@@ -155,7 +175,7 @@ fn of_pools(
 fn of_deployments<K: DeploymentKind>(
     context: &Arc<Context>,
     scope: &Scope,
-    writer: Writer<K>,
+    writer: Filling<K>,
     from: mpsc::Receiver<ObjectRef<K>>,
     stop: watch::Receiver<bool>,
 ) -> BoxFuture<'static, ()> {

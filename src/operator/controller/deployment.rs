@@ -55,7 +55,7 @@ async fn run<K: DeploymentKind>(object: &K, context: &Context) -> Result<Action,
         // The API server takes no such names; nothing that could be written would be right.
         return Ok(Action::await_change());
     };
-    if context.stores.pools.wait_until_ready().await.is_err() {
+    if !context.stores.pools_filled.wait().await {
         return Ok(Action::requeue(WAITING_AGAIN));
     }
     let facts = finish::facts(&subject, context).await;

@@ -57,7 +57,7 @@ pub async fn reconcile(pool: Arc<RuntimePool>, context: Arc<Context>) -> Result<
 async fn run(pool: &RuntimePool, context: &Context) -> Result<Action, Error> {
     let Some(key) = key(pool, context) else { return Ok(Action::await_change()) };
     // What is not in a cache that is not filled yet must not be taken for gone.
-    if context.stores.resources_are_known().await.is_err() {
+    if !context.stores.resources_are_known().await {
         return Ok(Action::requeue(LOOK_AGAIN));
     }
     if pool.metadata.deletion_timestamp.is_some() {
