@@ -36,9 +36,9 @@ mod manifest;
 mod modules;
 mod node;
 mod offsets;
+mod open;
 #[cfg(feature = "operator")]
 mod operator;
-mod open;
 mod output;
 mod pause;
 mod produce;

@@ -73,5 +73,8 @@ impl Command {
 
 /// The adapters of this build.
 fn world() -> anyhow::Result<World> {
-    Err(coded(Exit::Usage, "this build has no client of Kafka and of registries: build it with both features"))
+    Err(coded(
+        Exit::Usage,
+        "this build has no client of Kafka and of registries: build it with both features",
+    ))
 }

@@ -29,7 +29,7 @@ pub enum Error {
         name: String,
     },
     /// The API server refused or did not answer.
-    #[error("apply {kind} {name}: {source}")]
+    #[error("apply {kind} {name}: {}", brief(.source))]
     Api {
         /// The kind.
         kind: String,
@@ -38,6 +38,14 @@ pub enum Error {
         /// What it said.
         source: Box<kube::Error>,
     },
+}
+
+/// What the API server said, without the structure around it.
+pub fn brief(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        other => other.to_string(),
+    }
 }
 
 /// What can be applied.

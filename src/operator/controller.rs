@@ -24,7 +24,7 @@ use crate::ports::LogError;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API server.
-    #[error("API server: {0}")]
+    #[error("API server: {}", apply::brief(.0))]
     Api(#[from] kube::Error),
     /// An object of a pool.
     #[error(transparent)]

@@ -25,7 +25,7 @@ pub enum Error {
         message: String,
     },
     /// The API server did not answer.
-    #[error("read a Secret: {0}")]
+    #[error("read a Secret: {}", crate::operator::apply::brief(.0))]
     Api(#[from] kube::Error),
 }
 

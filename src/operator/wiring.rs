@@ -63,7 +63,7 @@ pub struct Writers {
 }
 
 /// What fills one cache, and says when it is filled.
-struct Filling<K: Resource<DynamicType = ()> + 'static> {
+struct Filling<K: Resource<DynamicType = ()> + Clone + 'static> {
     writer: Writer<K>,
     filled: watch::Sender<bool>,
 }

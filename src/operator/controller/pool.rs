@@ -16,7 +16,7 @@ use super::{Error, write_status};
 use crate::core::deployment::Problem;
 use crate::core::names::{Identity, NodeId};
 use crate::core::units::Span;
-use crate::operator::apply::{apply, remove};
+use crate::operator::apply::{apply, brief, remove};
 use crate::operator::bridge::{self, Claim, PoolKey};
 use crate::operator::build::rollout::{Rollout, decide, image, image_of};
 use crate::operator::build::{self, RESTART, ValidPool};
@@ -111,7 +111,7 @@ async fn advance(pool: &RuntimePool, key: &PoolKey, context: &Context) -> Result
     match Box::pin(apply_objects(pool, key, context, base)).await {
         Ok(set) => Ok(Progress::Applied { set: Box::new(set), base }),
         Err(crate::operator::apply::Error::Api { source, .. }) if is_users(&source) => {
-            let verdict = Verdict::stalled("ObjectRefused", source.to_string());
+            let verdict = Verdict::stalled("ObjectRefused", brief(&source));
             Ok(Progress::Waiting { verdict, again: LOOK_AGAIN })
         }
         Err(error @ crate::operator::apply::Error::NotOurs { .. }) => {
