@@ -12,6 +12,8 @@ mod bench;
 mod build;
 mod completion;
 mod consume;
+#[cfg(feature = "operator")]
+mod crds;
 mod deploy;
 mod deployments;
 mod describe;
@@ -35,6 +37,8 @@ mod modules;
 mod node;
 mod offsets;
 mod open;
+#[cfg(feature = "operator")]
+mod operator;
 mod output;
 mod pause;
 mod produce;
@@ -93,6 +97,11 @@ enum Command {
     #[command(subcommand)]
     Log(log::Command),
     Doctor(doctor::Command),
+    #[cfg(feature = "operator")]
+    Operator(operator::Command),
+    #[cfg(feature = "operator")]
+    #[command(subcommand)]
+    Crds(crds::Command),
     Completion(completion::Command),
     #[command(hide = true)]
     Docs(docs::Command),
@@ -144,6 +153,10 @@ impl Command {
             Self::Offsets(command) => command.run(target),
             Self::Log(command) => command.run(target),
             Self::Doctor(command) => command.run(target),
+            #[cfg(feature = "operator")]
+            Self::Operator(command) => command.run(target),
+            #[cfg(feature = "operator")]
+            Self::Crds(command) => command.run(),
             Self::Completion(command) => command.run(),
             Self::Docs(command) => command.run(),
             Self::CompileHelper(_) => Ok(()),

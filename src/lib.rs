@@ -14,6 +14,8 @@ pub mod log;
 pub mod node;
 #[cfg(feature = "oci")]
 pub mod oci;
+#[cfg(feature = "operator")]
+pub mod operator;
 pub mod ports;
 pub mod telemetry;
 #[cfg(feature = "wasm")]

@@ -49,6 +49,10 @@ pub struct Snapshot {
     pub generation: u64,
     /// The deployment keys that there are.
     pub keys: BTreeSet<String>,
+    /// The prefix of the keys that the writer is the only one to write: absence says something only below it.
+    /// Empty, as in records of the first version, it covers the whole pool.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub scope: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -144,6 +148,22 @@ impl DesiredState {
         self.blocks.get(&base).map(String::as_str)
     }
 
+    /// What the last full write of a pool left.
+    pub fn snapshot(&self, pool: &PoolName) -> Option<&Snapshot> {
+        self.snapshots.get(pool)
+    }
+
+    /// The deployment of this identity in this pool, unless it is only known from before a reset of the topic.
+    pub fn confirmed(&self, pool: &PoolName, identity: &Identity) -> Option<&Desired> {
+        let at = (pool.clone(), identity.clone());
+        if self.unconfirmed.contains(&at) { None } else { self.known.get(&at) }
+    }
+
+    /// Whether everything that was in the topic has been seen.
+    pub fn is_caught_up(&self) -> bool {
+        self.caught_up
+    }
+
     /// Takes in an event: the changes that follow from it, in order.
     pub fn apply(&mut self, event: FoldEvent) -> Vec<Change> {
         match event {
@@ -219,7 +239,9 @@ impl DesiredState {
             .iter()
             .filter(|(pool, identity)| {
                 let key = ControlKey::Deployment(pool.clone(), identity.clone()).to_string();
-                snapshots.get(pool).is_some_and(|snapshot| !snapshot.keys.contains(&key))
+                snapshots
+                    .get(pool)
+                    .is_some_and(|snapshot| key.starts_with(&snapshot.scope) && !snapshot.keys.contains(&key))
             })
             .cloned()
             .collect();
@@ -317,6 +339,19 @@ mod tests {
         let snapshot = |keys: &str| Some(format!(r#"{{"generation":1,"keys":[{keys}]}}"#).into_bytes());
         assert_eq!(state.apply(record("snapshot/default", snapshot(&format!("{KEY:?}")))), []);
         assert_eq!(state.apply(record("snapshot/default", snapshot(""))), [Change::Removed(identity())]);
+    }
+
+    #[test]
+    fn a_snapshot_says_nothing_about_what_others_write() {
+        let mut state = DesiredState::default();
+        state.apply(record(KEY, Some(value("1.0", 1))));
+        state.apply(FoldEvent::CaughtUp);
+        state.apply(FoldEvent::Reset);
+        state.apply(FoldEvent::CaughtUp);
+        assert!(state.confirmed(&"default".parse().unwrap(), &identity()).is_none());
+        let of_others = br#"{"generation":1,"keys":[],"scope":"deployment/default/shop/default/"}"#.to_vec();
+        assert_eq!(state.apply(record("snapshot/default", Some(of_others))), []);
+        assert!(state.get(&identity()).is_some());
     }
 
     #[test]

@@ -1,0 +1,278 @@
+//! What reconciliations share: the client, the caches, the links, and what the world outside gives.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, ResourceExt};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc, watch};
+
+use crate::core::names::{Identity, Installation};
+use crate::operator::backoff::Backoff;
+use crate::operator::bridge::PoolKey;
+use crate::operator::crd::{Coprocessor, Pipeline, RuntimePool};
+use crate::operator::draft::DeploymentKind;
+use crate::operator::link::{Link, Notice};
+use crate::operator::metrics::Metrics;
+use crate::operator::validate::Resolved;
+use crate::operator::world::{Connection, Logs, Modules};
+use crate::ports::Clock;
+
+/// Name under which Events are reported.
+const CONTROLLER: &str = "coproc-operator";
+
+/// What the operator is given from outside.
+#[derive(Clone)]
+pub struct World {
+    /// Opens logs.
+    pub logs: Arc<dyn Logs>,
+    /// Resolves images.
+    pub modules: Arc<dyn Modules>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Whether each cache holds everything that there is.
+///
+/// Not `Store::wait_until_ready`: its channel wakes only the task that asked last, and the controller itself is one
+/// of those that ask, so a second one makes either hang for ever.
+#[derive(Debug, Clone)]
+pub struct Filled(watch::Receiver<bool>);
+
+impl Filled {
+    /// A cache that is not filled yet, and the way to say that it is.
+    pub fn new() -> (watch::Sender<bool>, Self) {
+        let (filled, told) = watch::channel(false);
+        (filled, Self(told))
+    }
+
+    /// Waits until it is; `false` when nobody fills it any more.
+    pub async fn wait(&self) -> bool {
+        self.0.clone().wait_for(|filled| *filled).await.is_ok()
+    }
+}
+
+/// The caches that controllers fill.
+pub struct Stores {
+    /// Pools.
+    pub pools: Store<RuntimePool>,
+    /// Whether all pools are in their cache.
+    pub pools_filled: Filled,
+    /// Coprocessors.
+    pub coprocessors: Store<Coprocessor>,
+    /// Whether all coprocessors are in their cache.
+    pub coprocessors_filled: Filled,
+    /// Pipelines.
+    pub pipelines: Store<Pipeline>,
+    /// Whether all pipelines are in their cache.
+    pub pipelines_filled: Filled,
+}
+
+impl Stores {
+    /// Waits until every coprocessor and pipeline that there is has been read; `false` when that never happens.
+    pub async fn resources_are_known(&self) -> bool {
+        self.coprocessors_filled.wait().await && self.pipelines_filled.wait().await
+    }
+}
+
+/// What reconciliations share.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// The installation.
+    pub installation: Installation,
+    /// Image of pods whose pool names none.
+    pub default_image: String,
+    /// The operator's version.
+    pub version: String,
+    /// The world outside.
+    pub world: World,
+    /// The caches.
+    pub stores: Stores,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Waits of objects that failed.
+    pub backoff: Backoff<String>,
+    links: RwLock<HashMap<PoolKey, Arc<Link>>>,
+    resolved: Mutex<HashMap<Identity, Vec<Resolved>>>,
+    written: Mutex<HashMap<String, Duration>>,
+    notices: mpsc::Sender<Notice>,
+    recorder: Recorder,
+}
+
+/// The parts of a context that its maker chooses.
+pub struct Parts {
+    /// The API server.
+    pub client: Client,
+    /// The installation.
+    pub installation: Installation,
+    /// Image of pods whose pool names none.
+    pub default_image: String,
+    /// Name of this process in Events.
+    pub instance: String,
+    /// The world outside.
+    pub world: World,
+    /// The caches.
+    pub stores: Stores,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Where links tell what to look at.
+    pub notices: mpsc::Sender<Notice>,
+}
+
+impl Context {
+    /// A context from its parts.
+    pub fn new(parts: Parts) -> Self {
+        let reporter = Reporter { controller: CONTROLLER.into(), instance: Some(parts.instance) };
+        Self {
+            recorder: Recorder::new(parts.client.clone(), reporter),
+            client: parts.client,
+            installation: parts.installation,
+            default_image: parts.default_image,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            world: parts.world,
+            stores: parts.stores,
+            metrics: parts.metrics,
+            backoff: Backoff::default(),
+            links: RwLock::default(),
+            resolved: Mutex::default(),
+            written: Mutex::default(),
+            notices: parts.notices,
+        }
+    }
+
+    /// The pool of this key, unless it is gone or going.
+    pub fn pool(&self, key: &PoolKey) -> Option<Arc<RuntimePool>> {
+        let at = ObjectRef::new(key.name.as_str()).within(key.namespace.as_str());
+        self.stores.pools.get(&at).filter(|pool| pool.metadata.deletion_timestamp.is_none())
+    }
+
+    /// The link of a pool, if there is one.
+    pub fn link(&self, key: &PoolKey) -> Option<Arc<Link>> {
+        self.links.read().get(key).cloned()
+    }
+
+    /// The link of a pool, with this connection: one with another connection is replaced.
+    pub fn ensure_link(&self, key: &PoolKey, connection: Connection) -> std::io::Result<Arc<Link>> {
+        let mut links = self.links.write();
+        if let Some(link) = links.get(key) {
+            if *link.connection() == connection {
+                return Ok(link.clone());
+            }
+            link.stop();
+        }
+        let (logs, clock) = (self.world.logs.clone(), self.world.clock.clone());
+        let link = Arc::new(Link::start(key.clone(), connection, logs, clock, self.notices.clone())?);
+        links.insert(key.clone(), link.clone());
+        Ok(link)
+    }
+
+    /// Ends the link of a pool that is gone.
+    pub fn drop_link(&self, key: &PoolKey) {
+        if let Some(link) = self.links.write().remove(key) {
+            link.stop();
+        }
+    }
+
+    /// Ends the links of all pools that are gone.
+    pub fn sweep_links(&self) {
+        let keys: Vec<PoolKey> = self.links.read().keys().cloned().collect();
+        for key in keys.iter().filter(|key| self.pool(key).is_none()) {
+            self.drop_link(key);
+        }
+    }
+
+    /// Ends all links.
+    pub fn close(&self) {
+        for (_, link) in self.links.write().drain() {
+            link.stop();
+        }
+    }
+
+    /// The identities of everything that names this pool and is not being deleted.
+    pub fn resources_of(&self, key: &PoolKey) -> Vec<(Identity, bool)> {
+        let mut found = self.of_kind(&self.stores.coprocessors, key);
+        found.extend(self.of_kind(&self.stores.pipelines, key));
+        found
+    }
+
+    fn of_kind<K: DeploymentKind + Clone>(&self, store: &Store<K>, key: &PoolKey) -> Vec<(Identity, bool)>
+    where
+        K::DynamicType: Eq + Hash + Clone,
+    {
+        let of_pool = store.state().into_iter().filter(|object| {
+            object.pool() == key.name.as_str()
+                && object.namespace().as_deref() == Some(key.namespace.as_str())
+        });
+        of_pool
+            .filter_map(|object| {
+                let is_deleted = object.meta().deletion_timestamp.is_some();
+                Some((identity(&self.installation, object.as_ref())?, is_deleted))
+            })
+            .collect()
+    }
+
+    /// The modules that a deployment's images were resolved to, as far as this process knows.
+    pub fn resolved(&self, identity: &Identity) -> Vec<Resolved> {
+        self.resolved.lock().get(identity).cloned().unwrap_or_default()
+    }
+
+    /// Remembers what a deployment's images were resolved to.
+    pub fn remember_resolved(&self, identity: &Identity, modules: Vec<Resolved>) {
+        self.resolved.lock().insert(identity.clone(), modules);
+    }
+
+    /// Forgets a deployment that is gone.
+    pub fn forget(&self, identity: &Identity, key: &str) {
+        self.resolved.lock().remove(identity);
+        self.written.lock().remove(key);
+        self.backoff.succeeded(&key.to_owned());
+    }
+
+    /// How long ago this process wrote the status of an object.
+    pub fn since_write(&self, key: &str) -> Option<Duration> {
+        let now = self.world.clock.monotonic();
+        self.written.lock().get(key).map(|at| now.saturating_sub(*at))
+    }
+
+    /// Notes that the status of an object was written now.
+    pub fn note_write(&self, key: &str) {
+        self.written.lock().insert(key.to_owned(), self.world.clock.monotonic());
+    }
+
+    /// Tells people what happened to an object. An Event that cannot be written is no reason to fail.
+    pub async fn event(&self, about: &ObjectReference, is_warning: bool, reason: &str, note: &str) {
+        let type_ = if is_warning { EventType::Warning } else { EventType::Normal };
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(note.chars().take(1000).collect()),
+            action: "Reconcile".into(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, about).await {
+            tracing::warn!(%error, reason, "an event was not written");
+        }
+    }
+}
+
+/// Which deployment a resource is.
+pub fn identity<K: DeploymentKind>(installation: &Installation, object: &K) -> Option<Identity> {
+    Some(Identity {
+        installation: installation.clone(),
+        namespace: object.namespace()?.parse().ok()?,
+        kind: K::KIND,
+        name: object.name_any().parse().ok()?,
+    })
+}
+
+/// Name of an object in waits and notes.
+pub fn object_key<K: kube::Resource<DynamicType = ()>>(object: &K) -> String {
+    let namespace = object.meta().namespace.as_deref().unwrap_or_default();
+    format!("{}/{namespace}/{}", K::kind(&()), object.meta().name.as_deref().unwrap_or_default())
+}
