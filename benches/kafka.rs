@@ -96,7 +96,7 @@ fn load(bootstrap: &str, topic: &TopicName, options: &Options) {
             producer.poll(Duration::from_millis(1));
         }
     }
-    producer.flush(Duration::from_secs(120)).unwrap();
+    producer.flush(Duration::from_mins(2)).unwrap();
 }
 
 /// As fast as librdkafka copies on one thread.

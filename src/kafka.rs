@@ -48,7 +48,7 @@ pub struct KafkaLog {
 impl KafkaLog {
     /// Connects, and finds out what the cluster can do.
     pub fn connect(config: KafkaConfig) -> Result<Arc<Self>, LogError> {
-        config.check()?;
+        config.check().map_err(|bad| LogError::BadConfig(bad.to_string()))?;
         let admin = Admin::open(&config)?;
         let capabilities = probe::run(&config, &admin)?;
         Ok(Arc::new(Self { config, admin, capabilities, sender: Mutex::new(None) }))

@@ -27,7 +27,7 @@ use coproc::ports::{
 use self::cluster::{await_end, fill, fresh, plain, topic};
 use self::lane::{Lane, spec};
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 fn read_all(log: &dyn Log, topic: &TopicName) -> Vec<Record> {
     let mut reader = log.reader(topic, None, ReadFrom::Start).unwrap();
@@ -57,7 +57,7 @@ fn records_go_through_byte_for_byte() {
         record(Some(b""), Some(b""), &[]),
         record(Some(b"k"), None, &[("h", None)]),
         record(None, Some(b"\xff\x00\xfe"), &[("a", Some(b"1")), ("a", Some(b"2")), ("a", Some(b""))]),
-        record(Some(&[0; 300]), Some(&[7; 100_000]), &[("", Some(&[0xff; 500]))]),
+        record(Some(&[0; 300]), Some(&vec![7; 100_000]), &[("", Some(&[0xff; 500]))]),
     ];
     let produce = |record: &Record| Produce { topic: from.clone(), partition: None, record: record.clone() };
     let produced = log.produce(&records.iter().map(produce).collect::<Vec<_>>()).unwrap();

@@ -1,6 +1,8 @@
 //! How to reach a cluster: as written by a user (`RawKafkaConfig`), as meant (`KafkaConfig`), as librdkafka
 //! wants it. Pure but for the credential files, which `auth` reads. Knows no client and opens none.
 
+mod raw;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +10,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use serde::Deserialize;
 
+pub use self::raw::{RawKafkaConfig, RawSasl, RawTls};
 use super::auth::Credentials;
 use crate::ports::LogError;
 
@@ -50,57 +53,6 @@ impl Mechanism {
             Self::OauthBearer => "OAUTHBEARER",
         }
     }
-}
-
-/// The cluster connection as a user writes it. Secrets are named by file, never given.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RawKafkaConfig {
-    /// `host:port` of some brokers.
-    pub bootstrap_servers: Vec<String>,
-    /// Present: TLS.
-    pub tls: Option<RawTls>,
-    /// Present: SASL.
-    pub sasl: Option<RawSasl>,
-    /// The assignment protocol.
-    #[serde(default)]
-    pub assignor: Assignor,
-    /// Whether lanes are static members: a quick restart then moves no partition.
-    #[serde(default)]
-    pub static_membership: bool,
-    /// Further librdkafka settings, from the allow list.
-    #[serde(default)]
-    pub config: BTreeMap<String, String>,
-}
-
-/// TLS as a user writes it.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RawTls {
-    /// PEM of the authorities to trust; the system's without it.
-    pub ca_file: Option<PathBuf>,
-    /// PEM of the client's certificate chain: mutual TLS.
-    pub certificate_file: Option<PathBuf>,
-    /// PEM of the client's key.
-    pub key_file: Option<PathBuf>,
-    /// The key's password.
-    pub key_password_file: Option<PathBuf>,
-}
-
-/// SASL as a user writes it.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RawSasl {
-    /// The mechanism.
-    pub mechanism: Mechanism,
-    /// The user name, for PLAIN and SCRAM.
-    pub username: Option<String>,
-    /// Or a file with it.
-    pub username_file: Option<PathBuf>,
-    /// A file with the password, for PLAIN and SCRAM.
-    pub password_file: Option<PathBuf>,
-    /// A file with the token, a JWT, for OAUTHBEARER.
-    pub token_file: Option<PathBuf>,
 }
 
 /// Time-outs: each is longer than the one before it.
@@ -182,12 +134,6 @@ pub struct KafkaConfig {
 pub struct BadKafkaConfig {
     /// A sentence each.
     pub problems: Vec<String>,
-}
-
-impl From<BadKafkaConfig> for LogError {
-    fn from(bad: BadKafkaConfig) -> Self {
-        Self::BadConfig(bad.to_string())
-    }
 }
 
 /// How long a producer waits before it repeats a request.
@@ -359,62 +305,6 @@ fn millis(duration: Duration) -> String {
 fn disallowed(key: &str) -> Option<String> {
     (!ALLOWED.contains(&key))
         .then(|| format!("config {key:?} cannot be set here; allowed are {}", ALLOWED.join(", ")))
-}
-
-impl RawKafkaConfig {
-    /// Turns what was written into what is meant, or says everything that is wrong with it.
-    pub fn validate(self) -> Result<KafkaConfig, BadKafkaConfig> {
-        let mut problems: Vec<String> = self.config.keys().filter_map(|key| disallowed(key)).collect();
-        let tls = self.tls.map(|raw| raw.validate(&mut problems));
-        let sasl = self.sasl.and_then(|raw| raw.validate(&mut problems));
-        let mut config = KafkaConfig::plain(self.bootstrap_servers);
-        config.tls = tls;
-        config.sasl = sasl;
-        config.assignor = self.assignor;
-        config.static_membership = self.static_membership;
-        config.extra = self.config;
-        if let Err(bad) = config.check() {
-            problems.extend(bad.problems);
-        }
-        if problems.is_empty() { Ok(config) } else { Err(BadKafkaConfig { problems }) }
-    }
-}
-
-impl RawTls {
-    fn validate(self, problems: &mut Vec<String>) -> Tls {
-        let identity = match (self.certificate_file, self.key_file) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => {
-                problems.push("tls has only one of certificateFile and keyFile: give both".to_owned());
-                None
-            }
-        };
-        Tls { ca_file: self.ca_file, identity, key_password_file: self.key_password_file }
-    }
-}
-
-impl RawSasl {
-    fn validate(self, problems: &mut Vec<String>) -> Option<Credentials> {
-        if self.mechanism == Mechanism::OauthBearer {
-            let Some(token_file) = self.token_file else {
-                problems.push("sasl OAUTHBEARER wants tokenFile".to_owned());
-                return None;
-            };
-            return Some(Credentials::token(token_file));
-        }
-        match (self.username, self.username_file, self.password_file) {
-            (Some(user), None, Some(file)) => Some(Credentials::user(self.mechanism, user, file)),
-            (None, Some(user), Some(file)) => Some(Credentials::user_file(self.mechanism, user, file)),
-            _ => {
-                let mechanism = self.mechanism.as_str();
-                problems.push(format!(
-                    "sasl {mechanism} wants passwordFile, and one of username and usernameFile"
-                ));
-                None
-            }
-        }
-    }
 }
 
 #[cfg(test)]

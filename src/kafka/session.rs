@@ -4,6 +4,7 @@
 //! by the lane alone.
 
 mod intake;
+mod messages;
 mod outlet;
 mod start;
 

@@ -31,7 +31,7 @@ pub fn kcat(cluster: &Cluster, topic: &TopicName) -> Contents {
         .expect("kcat is installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    collect(text.lines().map(|line| line.to_owned()))
+    collect(text.lines().map(str::to_owned))
 }
 
 fn console_consumer(cluster: &Cluster, topic: &TopicName) -> Contents {

@@ -12,7 +12,7 @@ use coproc::ports::Log;
 use super::cluster::{Cluster, await_end, fill, fresh, topic};
 use super::lane::{Lane, spec};
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 fn copies(config: KafkaConfig) {
     let log = KafkaLog::connect(config).unwrap();

@@ -7,27 +7,17 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::RDKafkaErrorCode as Code;
-use rdkafka::topic_partition_list::Offset as KafkaOffset;
 use tracing::{info, warn};
 
+use super::messages::{Slot, concerns, find, on_partition_error, owned_partitions, push};
 use super::start;
 use crate::core::ledger::TopicPartition;
 use crate::core::record::{Batch, Offset};
 use crate::kafka::config::{Assignor, KafkaConfig};
 use crate::kafka::context::{Context, Rebalance};
 use crate::kafka::error;
-use crate::kafka::ffi::{self, DataQueue, Message};
+use crate::kafka::ffi::{self, DataQueue};
 use crate::ports::{Event, LaneSpec, LogError};
-
-/// A partition that the lane owns.
-struct Slot {
-    partition: TopicPartition,
-    /// The offset at which the next record to hand out is, at least.
-    next: Offset,
-    /// Where the partition ended, at the last stable offset, when it was last seen to.
-    end: Option<Offset>,
-    paused: bool,
-}
 
 /// The consumer and what it owns. Fields are dropped in their order: the queue before its client.
 pub(super) struct Intake {
@@ -388,66 +378,6 @@ impl Drop for Intake {
                 std::mem::forget(Arc::clone(&self.consumer));
                 return;
             }
-        }
-    }
-}
-
-fn owned_partitions(partitions: &[(String, u32)]) -> Vec<TopicPartition> {
-    let parse =
-        |(topic, partition): &(String, u32)| Some(TopicPartition::new(&topic.parse().ok()?, *partition));
-    partitions.iter().filter_map(parse).collect()
-}
-
-fn concerns(message: &Message<'_>, partitions: &[TopicPartition]) -> bool {
-    partitions.iter().any(|p| p.partition == message.partition() && p.topic.as_str() == message.topic())
-}
-
-fn find(slots: &[Slot], message: &Message<'_>) -> Option<usize> {
-    let (topic, partition) = (message.topic(), message.partition());
-    slots.iter().position(|s| s.partition.partition == partition && s.partition.topic.as_str() == topic)
-}
-
-fn push(batch: &mut Batch, message: &Message<'_>) {
-    let (timestamp, _) = message.timestamp();
-    batch.push_parts(message.offset(), timestamp, message.key(), message.value(), message.headers());
-}
-
-fn on_partition_error(
-    consumer: &BaseConsumer<Context>,
-    slot: &mut Slot,
-    code: Code,
-    message: &Message<'_>,
-) -> Option<Event> {
-    match code {
-        Code::PartitionEOF => {
-            if message.offset() < slot.next || slot.paused {
-                return None;
-            }
-            slot.next = message.offset();
-            slot.end = Some(message.offset());
-            Some(Event::CaughtUp { partition: slot.partition.clone(), next_offset: slot.next })
-        }
-        Code::AutoOffsetReset | Code::OffsetOutOfRange => {
-            let topic = slot.partition.topic.as_str();
-            let ends = consumer.fetch_watermarks(topic, slot.partition.partition as i32, SEEK_TIMEOUT);
-            let (first, end) = ends.unwrap_or((KafkaOffset::Invalid.to_raw().unwrap_or(-1), -1));
-            let (partition, wanted) = (slot.partition.clone(), slot.next);
-            // The client says the same of a position that it lost while an assignment changed.
-            if (first..=end).contains(&wanted) {
-                let text = message.error_text();
-                return Some(Event::Failed(LogError::Unavailable(format!(
-                    "{partition} must be sought: {text}"
-                ))));
-            }
-            Some(Event::Failed(LogError::OffsetOutOfRange { partition, wanted, first, end }))
-        }
-        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
-            Some(Event::Failed(LogError::UnknownTopic(slot.partition.topic.clone())))
-        }
-        code if error::mends_itself(code) => None,
-        code => {
-            let what = format!("cannot read {}: {}", slot.partition, message.error_text());
-            Some(Event::Failed(error::from_code(code, &what)))
         }
     }
 }
