@@ -50,6 +50,14 @@ impl Admin {
         self.config.timing.socket
     }
 
+    /// The administrator's client, logged in: its own thread serves answers only, so it never asks for a token.
+    pub(super) fn administrator(&self) -> Result<&AdminClient<Context>, LogError> {
+        if let Some(sasl) = &self.config.sasl {
+            sasl.hand_token(self.client.inner().native_ptr())?;
+        }
+        Ok(&self.client)
+    }
+
     fn options(&self) -> AdminOptions {
         AdminOptions::new().request_timeout(Some(self.wait())).operation_timeout(Some(SETTLE))
     }
@@ -73,7 +81,7 @@ impl Admin {
             topic = topic.set(key, value);
         }
         let options = self.options().validate_only(only_ask);
-        let answers = block_on(self.client.create_topics([&topic], &options))
+        let answers = block_on(self.administrator()?.create_topics([&topic], &options))
             .map_err(|e| error::from_kafka(&e, &format!("cannot create topic {name}")))?;
         Ok(answers.into_iter().next().map_or(Ok(()), |answer| answer.map(drop).map_err(|(_, code)| code)))
     }
@@ -107,7 +115,7 @@ impl TopicAdmin for Admin {
 
     fn delete(&self, name: &TopicName) -> Result<(), LogError> {
         let what = format!("cannot delete topic {name}");
-        let answers = block_on(self.client.delete_topics(&[name.as_str()], &self.options()))
+        let answers = block_on(self.administrator()?.delete_topics(&[name.as_str()], &self.options()))
             .map_err(|e| error::from_kafka(&e, &what))?;
         match answers.into_iter().next() {
             Some(Err((_, Code::UnknownTopicOrPartition | Code::UnknownTopic))) => {
@@ -129,7 +137,7 @@ impl TopicAdmin for Admin {
             .filter_map(|topic| Some((topic.name().parse().ok()?, topic.partitions().len() as u32)))
             .collect();
         names.sort();
-        let configs = topics::configs(&self.client, &names, self.wait())?;
+        let configs = topics::configs(self.administrator()?, &names, self.wait())?;
         let mut infos = Vec::with_capacity(names.len());
         for ((name, _), config) in names.into_iter().zip(configs) {
             // Deleted while we asked: left out.
@@ -146,7 +154,7 @@ impl TopicAdmin for Admin {
         let Some((id, partitions)) = topics::identity(self.client(), name, self.wait())? else {
             return Ok(None);
         };
-        let configs = topics::configs(&self.client, &[(name.clone(), partitions)], self.wait())?;
+        let configs = topics::configs(self.administrator()?, &[(name.clone(), partitions)], self.wait())?;
         let config = configs.into_iter().next().flatten();
         Ok(config.map(|config| TopicInfo { name: name.clone(), id, config }))
     }

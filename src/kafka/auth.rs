@@ -10,6 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::config::{KafkaConfig, Mechanism};
+use super::{error, ffi};
 use crate::ports::LogError;
 
 /// Text that must not be shown.
@@ -104,6 +105,13 @@ impl Credentials {
             ))
         })?;
         Ok(Some(Token { text, principal, expires_ms }))
+    }
+
+    /// Gives a client that nobody polls the token of now; nothing to do for a user.
+    pub(super) fn hand_token(&self, client: ffi::Client) -> Result<(), LogError> {
+        let Some(token) = self.bearer()? else { return Ok(()) };
+        ffi::set_token(client, token.text.expose(), &token.principal, token.expires_ms)
+            .map_err(|code| error::from_code(code, "cannot use the bearer token"))
     }
 
     fn files(&self) -> Vec<&Path> {

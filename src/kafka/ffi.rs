@@ -14,7 +14,9 @@ use std::time::Duration;
 use rdkafka::bindings as rd;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-pub(super) use self::calls::{cached_watermarks, commit, describe_topic, events, flush, set_login};
+pub(super) use self::calls::{
+    cached_watermarks, commit, describe_topic, events, flush, set_login, set_token,
+};
 use crate::core::record::{Header, Headers, Offset, TimestampMs};
 
 /// A librdkafka client, borrowed for the time of a call.

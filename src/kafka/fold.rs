@@ -55,6 +55,9 @@ impl TopicFold {
 
     fn begin(&mut self) -> Result<(), LogError> {
         let wait = self.config.timing.socket;
+        if let Some(sasl) = &self.config.sasl {
+            sasl.hand_token(self.admin.inner().native_ptr())?;
+        }
         let reader = TopicReader::open(&self.config, &self.topic, None, ReadFrom::Start)?;
         let client = reader.consumer().client();
         let (id, partitions) = topics::identity(client, &self.topic, wait)?

@@ -23,7 +23,12 @@ impl Admin {
         client.set("group.id", group.as_str());
         let context = Context::new(self.config.sasl.clone(), self.config.assignor);
         context.close();
-        client.create_with_context(context).map_err(|e| error::from_kafka(&e, "cannot make a client"))
+        let consumer: BaseConsumer<Context> =
+            client.create_with_context(context).map_err(|e| error::from_kafka(&e, "cannot make a client"))?;
+        if let Some(sasl) = &self.config.sasl {
+            sasl.hand_token(consumer.client().native_ptr())?;
+        }
+        Ok(consumer)
     }
 
     fn everything(&self) -> Result<TopicPartitionList, LogError> {
@@ -102,7 +107,7 @@ impl Offsets for Admin {
     fn delete(&self, group: &ConsumerGroup) -> Result<(), LogError> {
         let options = AdminOptions::new().request_timeout(Some(self.wait()));
         let what = format!("cannot delete group {group}");
-        let answers = block_on(self.client.delete_groups(&[group.as_str()], &options))
+        let answers = block_on(self.administrator()?.delete_groups(&[group.as_str()], &options))
             .map_err(|e| error::from_kafka(&e, &what))?;
         match answers.into_iter().next() {
             None | Some(Ok(_) | Err((_, Code::GroupIdNotFound))) => Ok(()),

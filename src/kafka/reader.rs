@@ -46,6 +46,9 @@ impl TopicReader {
             .consumer()?
             .create_with_context(context)
             .map_err(|e| error::from_kafka(&e, "cannot make a reader"))?;
+        if let Some(sasl) = &config.sasl {
+            sasl.hand_token(consumer.client().native_ptr())?;
+        }
         let count = topics::partitions_of(consumer.client(), name, config.timing.socket)?;
         let all: Vec<u32> = (0..count).collect();
         let partitions = partitions.unwrap_or(&all);

@@ -58,7 +58,11 @@ fn sasl_logs_in_by_every_mechanism() {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let mut config = cluster.config();
     config.sasl = Some(Credentials::token(file(&cluster, "token", &token(now + 3600))));
-    copies(config);
+    copies(config.clone());
+    let log = KafkaLog::connect(config).unwrap();
+    let group = fresh("g").parse().unwrap();
+    assert!(log.offsets().committed(&group).unwrap().is_empty());
+    log.offsets().delete(&group).unwrap();
 }
 
 #[test]

@@ -97,6 +97,33 @@ pub(in crate::kafka) fn set_login(client: Client, user: &str, password: &str) ->
     }
 }
 
+/// Gives a client a bearer token. Clients that are polled ask for theirs; this is for those that are not.
+pub(in crate::kafka) fn set_token(
+    client: Client,
+    token: &str,
+    principal: &str,
+    expires_ms: i64,
+) -> Result<(), Code> {
+    let (Ok(token), Ok(principal)) = (CString::new(token), CString::new(principal)) else {
+        return Err(Code::InvalidArgument);
+    };
+    // SAFETY: both strings are copied; no extensions, and no room for an error's words.
+    let error = unsafe {
+        rd::rd_kafka_oauthbearer_set_token(
+            client,
+            token.as_ptr(),
+            expires_ms,
+            principal.as_ptr(),
+            ptr::null_mut(),
+            0,
+            ptr::null_mut(),
+            0,
+        )
+    };
+    let code: Code = error.into();
+    if code == Code::NoError { Ok(()) } else { Err(code) }
+}
+
 /// The id and the number of partitions of a topic: what its name cannot tell after it was made anew.
 pub(in crate::kafka) fn describe_topic(
     client: Client,

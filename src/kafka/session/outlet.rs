@@ -95,6 +95,9 @@ impl Outlet {
         let producer: BaseProducer<Context> = client
             .create_with_context(context)
             .map_err(|e| error::from_kafka(&e, "cannot make the lane's producer"))?;
+        if let Some(sasl) = &self.config.sasl {
+            sasl.hand_token(producer.client().native_ptr())?;
+        }
         if self.transactional_id.is_some() {
             init(&producer, self.timing().transaction)?;
         }
