@@ -9,6 +9,8 @@ pub mod cli;
 pub mod connect;
 pub mod control;
 pub mod core;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 #[cfg(feature = "log")]
 pub mod log;
 pub mod node;

@@ -1,0 +1,192 @@
+//! Topics: create, describe, delete; where they start and end.
+
+use std::time::Duration;
+
+use futures::executor::block_on;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::Client;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+
+use super::config::KafkaConfig;
+use super::context::Context;
+use super::{error, topics};
+use crate::core::names::TopicName;
+use crate::core::record::{Offset, TimestampMs};
+use crate::ports::{Extent, LogError, TopicAdmin, TopicConfig, TopicInfo};
+
+/// Replication factor of the topics that we create, where the cluster has as many brokers.
+const REPLICAS: usize = 3;
+/// How long a created or deleted topic may take to be seen so by the broker that we ask.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// The administrator's client, and one that asks for offsets.
+pub(super) struct Admin {
+    pub(super) client: AdminClient<Context>,
+    /// Without a group: it never joins anything.
+    pub(super) asker: BaseConsumer<Context>,
+    pub(super) config: KafkaConfig,
+}
+
+impl Admin {
+    pub(super) fn open(config: &KafkaConfig) -> Result<Self, LogError> {
+        let what = "cannot make the administrator's client";
+        let context = || Context::new(config.sasl.clone(), config.assignor);
+        let client =
+            config.client()?.create_with_context(context()).map_err(|e| error::from_kafka(&e, what))?;
+        let asker =
+            config.consumer()?.create_with_context(context()).map_err(|e| error::from_kafka(&e, what))?;
+        Ok(Self { client, asker, config: config.clone() })
+    }
+
+    /// The client for questions. Serves its queue first, so that tokens and log lines do not pile up.
+    pub(super) fn client(&self) -> &Client<Context> {
+        while let Some(_served) = self.asker.poll(Duration::ZERO) {}
+        self.asker.client()
+    }
+
+    pub(super) fn wait(&self) -> Duration {
+        self.config.timing.socket
+    }
+
+    /// The administrator's client, logged in: its own thread serves answers only, so it never asks for a token.
+    pub(super) fn administrator(&self) -> Result<&AdminClient<Context>, LogError> {
+        if let Some(sasl) = &self.config.sasl {
+            sasl.hand_token(self.client.inner().native_ptr())?;
+        }
+        Ok(&self.client)
+    }
+
+    fn options(&self) -> AdminOptions {
+        AdminOptions::new().request_timeout(Some(self.wait())).operation_timeout(Some(SETTLE))
+    }
+
+    fn brokers(&self) -> Result<usize, LogError> {
+        let metadata = self.client().fetch_metadata(None, self.wait());
+        Ok(metadata.map_err(|e| error::from_kafka(&e, "cannot reach the cluster"))?.brokers().len())
+    }
+
+    /// Creates a topic, or only asks whether the cluster would.
+    pub(super) fn create_topic(
+        &self,
+        name: &str,
+        config: &TopicConfig,
+        only_ask: bool,
+    ) -> Result<Result<(), Code>, LogError> {
+        let replicas = self.brokers()?.clamp(1, REPLICAS) as i32;
+        let entries = topics::entries(config);
+        let mut topic = NewTopic::new(name, config.partitions as i32, TopicReplication::Fixed(replicas));
+        for (key, value) in &entries {
+            topic = topic.set(key, value);
+        }
+        let options = self.options().validate_only(only_ask);
+        let answers = block_on(self.administrator()?.create_topics([&topic], &options))
+            .map_err(|e| error::from_kafka(&e, &format!("cannot create topic {name}")))?;
+        Ok(answers.into_iter().next().map_or(Ok(()), |answer| answer.map(drop).map_err(|(_, code)| code)))
+    }
+
+    /// Waits until the cluster shows a topic, or shows it no more.
+    fn settle(&self, name: &TopicName, wanted: bool) -> Result<(), LogError> {
+        let deadline = std::time::Instant::now() + SETTLE;
+        while topics::identity(self.client(), name, self.wait())?.is_some() != wanted {
+            if std::time::Instant::now() > deadline {
+                let state = if wanted { "created" } else { "deleted" };
+                return Err(LogError::Unavailable(format!("topic {name} is not {state} everywhere yet")));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    fn partitions(&self, name: &TopicName) -> Result<u32, LogError> {
+        topics::partitions_of(self.client(), name, self.wait())
+    }
+}
+
+impl TopicAdmin for Admin {
+    fn create(&self, name: &TopicName, config: &TopicConfig) -> Result<(), LogError> {
+        match self.create_topic(name.as_str(), config, false)? {
+            Ok(()) => self.settle(name, true),
+            Err(Code::TopicAlreadyExists) => Err(LogError::TopicExists(name.clone())),
+            Err(code) => Err(error::from_code(code, &format!("cannot create topic {name}"))),
+        }
+    }
+
+    fn delete(&self, name: &TopicName) -> Result<(), LogError> {
+        let what = format!("cannot delete topic {name}");
+        let answers = block_on(self.administrator()?.delete_topics(&[name.as_str()], &self.options()))
+            .map_err(|e| error::from_kafka(&e, &what))?;
+        match answers.into_iter().next() {
+            Some(Err((_, Code::UnknownTopicOrPartition | Code::UnknownTopic))) => {
+                Err(LogError::UnknownTopic(name.clone()))
+            }
+            Some(Err((_, code))) => Err(error::from_code(code, &what)),
+            _ => self.settle(name, false),
+        }
+    }
+
+    fn list(&self) -> Result<Vec<TopicInfo>, LogError> {
+        let metadata = self
+            .client()
+            .fetch_metadata(None, self.wait())
+            .map_err(|e| error::from_kafka(&e, "cannot list topics"))?;
+        let mut names: Vec<(TopicName, u32)> = metadata
+            .topics()
+            .iter()
+            .filter_map(|topic| Some((topic.name().parse().ok()?, topic.partitions().len() as u32)))
+            .collect();
+        names.sort();
+        let configs = topics::configs(self.administrator()?, &names, self.wait())?;
+        let mut infos = Vec::with_capacity(names.len());
+        for ((name, _), config) in names.into_iter().zip(configs) {
+            // Deleted while we asked: left out.
+            if let (Some(config), Some((id, _))) =
+                (config, topics::identity(self.client(), &name, self.wait())?)
+            {
+                infos.push(TopicInfo { name, id, config });
+            }
+        }
+        Ok(infos)
+    }
+
+    fn describe(&self, name: &TopicName) -> Result<Option<TopicInfo>, LogError> {
+        let Some((id, partitions)) = topics::identity(self.client(), name, self.wait())? else {
+            return Ok(None);
+        };
+        let configs = topics::configs(self.administrator()?, &[(name.clone(), partitions)], self.wait())?;
+        let config = configs.into_iter().next().flatten();
+        Ok(config.map(|config| TopicInfo { name: name.clone(), id, config }))
+    }
+
+    fn extents(&self, name: &TopicName) -> Result<Vec<Extent>, LogError> {
+        let what = format!("cannot ask where {name} starts and ends");
+        (0..self.partitions(name)?)
+            .map(|partition| {
+                let ends = self.asker.fetch_watermarks(name.as_str(), partition as i32, self.wait());
+                let (first, end) = ends.map_err(|e| error::from_kafka(&e, &what))?;
+                Ok(Extent { first, end })
+            })
+            .collect()
+    }
+
+    fn offsets_at(&self, name: &TopicName, timestamp: TimestampMs) -> Result<Vec<Offset>, LogError> {
+        let what = format!("cannot ask {name} for a time");
+        let extents = self.extents(name)?;
+        let mut list = TopicPartitionList::new();
+        for partition in 0..extents.len() as i32 {
+            list.add_partition_offset(name.as_str(), partition, KafkaOffset::Offset(timestamp.max(0)))
+                .map_err(|e| error::from_kafka(&e, &what))?;
+        }
+        let found =
+            self.asker.offsets_for_times(list, self.wait()).map_err(|e| error::from_kafka(&e, &what))?;
+        let offset = |(partition, extent): (usize, &Extent)| match found
+            .find_partition(name.as_str(), partition as i32)
+            .map(|element| element.offset())
+        {
+            Some(KafkaOffset::Offset(offset)) => offset,
+            _ => extent.end,
+        };
+        Ok(extents.iter().enumerate().map(offset).collect())
+    }
+}

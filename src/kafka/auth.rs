@@ -1,0 +1,204 @@
+//! Credentials: read from files each time they are used, so that they may rotate without a restart.
+//!
+//! Nothing here shows a secret: `Secret` has neither `Display` nor a telling `Debug`.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::config::{KafkaConfig, Mechanism};
+use super::{error, ffi};
+use crate::ports::LogError;
+
+/// Text that must not be shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text, for the client that needs it.
+    pub(super) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Reads a secret from a file; one line end at the end is not part of it.
+pub(super) fn read_secret(file: &Path) -> Result<Secret, LogError> {
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        LogError::BadConfig(format!("cannot read the credential file {}: {error}", file.display()))
+    })?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(Secret(text.strip_suffix('\r').unwrap_or(text).to_owned()))
+}
+
+#[derive(Debug, Clone)]
+enum Login {
+    User { name: String, password_file: PathBuf },
+    Files { name_file: PathBuf, password_file: PathBuf },
+    Token { file: PathBuf },
+}
+
+/// How to log in.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    mechanism: Mechanism,
+    login: Login,
+}
+
+/// A bearer token.
+pub(super) struct Token {
+    pub(super) text: Secret,
+    pub(super) principal: String,
+    pub(super) expires_ms: i64,
+}
+
+impl Credentials {
+    /// A user whose password stands in a file.
+    pub fn user(mechanism: Mechanism, name: String, password_file: PathBuf) -> Self {
+        Self { mechanism, login: Login::User { name, password_file } }
+    }
+
+    /// A user whose name and password stand in files.
+    pub fn user_file(mechanism: Mechanism, name_file: PathBuf, password_file: PathBuf) -> Self {
+        Self { mechanism, login: Login::Files { name_file, password_file } }
+    }
+
+    /// A bearer token in a file.
+    pub fn token(file: PathBuf) -> Self {
+        Self { mechanism: Mechanism::OauthBearer, login: Login::Token { file } }
+    }
+
+    /// The mechanism.
+    pub fn mechanism(&self) -> Mechanism {
+        self.mechanism
+    }
+
+    /// User and password, now; `None` with a token.
+    pub(super) fn login(&self) -> Result<Option<(Secret, Secret)>, LogError> {
+        match &self.login {
+            Login::User { name, password_file } => {
+                Ok(Some((Secret(name.clone()), read_secret(password_file)?)))
+            }
+            Login::Files { name_file, password_file } => {
+                Ok(Some((read_secret(name_file)?, read_secret(password_file)?)))
+            }
+            Login::Token { .. } => Ok(None),
+        }
+    }
+
+    /// The token, now; `None` with a user.
+    pub(super) fn bearer(&self) -> Result<Option<Token>, LogError> {
+        let Login::Token { file } = &self.login else { return Ok(None) };
+        let text = read_secret(file)?;
+        let (principal, expires_ms) = claims(text.expose()).ok_or_else(|| {
+            LogError::BadConfig(format!(
+                "the token in {} is no JWT with the claims sub and exp",
+                file.display()
+            ))
+        })?;
+        Ok(Some(Token { text, principal, expires_ms }))
+    }
+
+    /// Gives a client that nobody polls the token of now; nothing to do for a user.
+    pub(super) fn hand_token(&self, client: ffi::Client) -> Result<(), LogError> {
+        let Some(token) = self.bearer()? else { return Ok(()) };
+        ffi::set_token(client, token.text.expose(), &token.principal, token.expires_ms)
+            .map_err(|code| error::from_code(code, "cannot use the bearer token"))
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        match &self.login {
+            Login::User { password_file, .. } => vec![password_file],
+            Login::Files { name_file, password_file } => vec![name_file, password_file],
+            Login::Token { file } => vec![file],
+        }
+    }
+}
+
+/// Subject and expiry in milliseconds of a JWT. Its signature is the broker's business.
+fn claims(token: &str) -> Option<(String, i64)> {
+    let body = token.split('.').nth(1)?;
+    let body: serde_json::Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(body).ok()?).ok()?;
+    let expires = body.get("exp")?.as_f64()?;
+    Some((body.get("sub")?.as_str()?.to_owned(), (expires * 1000.0) as i64))
+}
+
+/// What changed on disk since it was last asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rotated {
+    Nothing,
+    /// Passwords can be given to a living client.
+    Login,
+    /// Certificates cannot: the clients have to be made anew.
+    Certificates,
+}
+
+/// Watches the files of a configuration by their times of change.
+#[derive(Debug)]
+pub(super) struct Watch {
+    login: Vec<PathBuf>,
+    certificates: Vec<PathBuf>,
+    seen: (Vec<Option<SystemTime>>, Vec<Option<SystemTime>>),
+}
+
+impl Watch {
+    /// How often it is worth looking.
+    pub(super) const INTERVAL: Duration = Duration::from_secs(5);
+
+    pub(super) fn new(config: &KafkaConfig) -> Self {
+        let login = config.sasl.iter().flat_map(Credentials::files).map(Path::to_owned).collect();
+        let certificates = config.tls.iter().flat_map(|tls| {
+            let identity = tls.identity.iter().flat_map(|(certificate, key)| [certificate, key]);
+            tls.ca_file.iter().chain(identity).chain(&tls.key_password_file).cloned().collect::<Vec<_>>()
+        });
+        let mut watch = Self { login, certificates: certificates.collect(), seen: (vec![], vec![]) };
+        watch.look();
+        watch
+    }
+
+    /// Looks at the files: what changed since the last look.
+    pub(super) fn look(&mut self) -> Rotated {
+        let now = (times(&self.login), times(&self.certificates));
+        let before = std::mem::replace(&mut self.seen, now);
+        if before.1 != self.seen.1 {
+            Rotated::Certificates
+        } else if before.0 != self.seen.0 {
+            Rotated::Login
+        } else {
+            Rotated::Nothing
+        }
+    }
+}
+
+fn times(files: &[PathBuf]) -> Vec<Option<SystemTime>> {
+    files.iter().map(|file| std::fs::metadata(file).and_then(|meta| meta.modified()).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_claims_of_a_token() {
+        let body = URL_SAFE_NO_PAD.encode(r#"{"sub":"admin","exp":1700000000}"#);
+        assert_eq!(claims(&format!("e30.{body}.")), Some(("admin".to_owned(), 1_700_000_000_000)));
+        assert_eq!(claims("e30.x.y"), None);
+    }
+
+    #[test]
+    fn a_secret_ends_before_the_line_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("s");
+        std::fs::write(&file, "a b \r\n").unwrap();
+        assert_eq!(read_secret(&file).unwrap().expose(), "a b ");
+        assert_eq!(format!("{:?}", read_secret(&file).unwrap()), "Secret(…)");
+    }
+}

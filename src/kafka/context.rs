@@ -1,0 +1,182 @@
+//! What librdkafka tells us between the lines: rebalances, failed deliveries, log lines, lost connections.
+//!
+//! A context only writes down; the session that owns the client acts. Rebalances in particular are not
+//! answered here, so that partitions stay owned until the lane has committed.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rdkafka::client::OAuthToken;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::ProducerContext;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientContext, Message, TopicPartitionList};
+use tracing::{debug, info, warn};
+
+use super::auth::Credentials;
+use super::config::Assignor;
+
+/// A change of ownership that waits for its answer.
+#[derive(Debug)]
+pub(super) enum Rebalance {
+    Assign(Vec<(String, u32)>),
+    Revoke { partitions: Vec<(String, u32)>, lost: bool },
+}
+
+/// A record that did not arrive.
+#[derive(Debug, Clone)]
+pub(super) struct Undelivered {
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    pub(super) code: Code,
+}
+
+/// The context of every client here.
+#[derive(Debug)]
+pub(super) struct Context {
+    credentials: Option<Credentials>,
+    assignor: Assignor,
+    rebalances: Mutex<VecDeque<Rebalance>>,
+    undelivered: Mutex<Option<Undelivered>>,
+    last_error: Mutex<Option<(Code, String)>>,
+    connection_errors: AtomicU64,
+    closing: AtomicBool,
+}
+
+impl Context {
+    pub(super) fn new(credentials: Option<Credentials>, assignor: Assignor) -> Self {
+        Self {
+            credentials,
+            assignor,
+            rebalances: Mutex::default(),
+            undelivered: Mutex::default(),
+            last_error: Mutex::default(),
+            connection_errors: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn next_rebalance(&self) -> Option<Rebalance> {
+        self.rebalances.lock().pop_front()
+    }
+
+    pub(super) fn take_undelivered(&self) -> Option<Undelivered> {
+        self.undelivered.lock().take()
+    }
+
+    /// How often a connection was lost or a request timed out so far: when it moves during the end of a
+    /// transaction, the request may have been sent twice.
+    pub(super) fn connection_errors(&self) -> u64 {
+        self.connection_errors.load(Ordering::Relaxed)
+    }
+
+    /// The last error that is not a mere loss of connection, with its words.
+    pub(super) fn take_error(&self) -> Option<(Code, String)> {
+        self.last_error.lock().take()
+    }
+
+    /// From now on rebalances are answered at once: nobody will commit any more.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+}
+
+impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+                warn!(facility, "librdkafka: {text}");
+            }
+            // It calls a broker that went away an error and then comes back to it by itself.
+            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => info!(facility, "librdkafka: {text}"),
+            _ => debug!(facility, "librdkafka: {text}"),
+        }
+    }
+
+    fn stats_raw(&self, _statistics: &[u8]) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let Some(code) = super::error::code(&error) else { return };
+        match code {
+            Code::BrokerTransportFailure
+            | Code::OperationTimedOut
+            | Code::RequestTimedOut
+            | Code::AllBrokersDown
+            | Code::Resolve => {
+                self.connection_errors.fetch_add(1, Ordering::Relaxed);
+                debug!("librdkafka: {reason}");
+            }
+            Code::PartitionEOF => {}
+            code => {
+                debug!(?code, "librdkafka: {reason}");
+                *self.last_error.lock() = Some((code, reason.to_owned()));
+            }
+        }
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        let credentials = self.credentials.as_ref().ok_or("no credentials are configured")?;
+        let token = credentials.bearer()?.ok_or("no token file is configured")?;
+        Ok(OAuthToken {
+            token: token.text.expose().to_owned(),
+            principal_name: token.principal,
+            lifetime_ms: token.expires_ms,
+        })
+    }
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        kind: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        let is_assign = kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        if self.closing.load(Ordering::Relaxed) {
+            let answered = match (is_assign, self.assignor) {
+                (true, Assignor::Eager) => consumer.assign(&TopicPartitionList::new()),
+                (true, Assignor::Cooperative) => consumer.incremental_assign(&TopicPartitionList::new()),
+                (false, Assignor::Eager) => consumer.unassign(),
+                (false, Assignor::Cooperative) => consumer.incremental_unassign(partitions),
+            };
+            if let Err(error) = answered {
+                warn!(%error, "could not answer a rebalance while leaving the group");
+            }
+            return;
+        }
+        let elements = partitions.elements();
+        let partitions = elements.iter().map(|e| (e.topic().to_owned(), e.partition() as u32)).collect();
+        let rebalance = if is_assign {
+            Rebalance::Assign(partitions)
+        } else {
+            Rebalance::Revoke { partitions, lost: consumer.assignment_lost() }
+        };
+        self.rebalances.lock().push_back(rebalance);
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        let Err((error, message)) = result else { return };
+        // Purged because of an abort: the abort has its own reason.
+        let code = match super::error::code(error) {
+            None | Some(Code::PurgeQueue | Code::PurgeInflight) => return,
+            Some(code) => code,
+        };
+        self.undelivered.lock().get_or_insert_with(|| Undelivered {
+            topic: message.topic().to_owned(),
+            partition: message.partition(),
+            code,
+        });
+    }
+}

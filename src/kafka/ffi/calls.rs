@@ -1,0 +1,181 @@
+//! Single calls of librdkafka on a living client. Called through `ffi`.
+#![allow(unsafe_code, reason = "librdkafka is C")]
+
+use std::ffi::{CStr, CString, c_char};
+use std::ptr;
+use std::time::Duration;
+
+use rdkafka::TopicPartitionList;
+use rdkafka::bindings as rd;
+use rdkafka::error::RDKafkaErrorCode as Code;
+
+use super::{Client, c_millis};
+use crate::core::record::Offset;
+
+/// Commits offsets without a transaction and waits for the answer. The client's own blocking commit has no
+/// time-out, and during a rebalance it can wait for the very thread that it blocks.
+pub(in crate::kafka) fn commit(
+    client: Client,
+    offsets: &TopicPartitionList,
+    wait: Duration,
+) -> Result<(), Code> {
+    // SAFETY: client and list are alive; queue and event are destroyed here.
+    unsafe {
+        let queue = rd::rd_kafka_queue_new(client);
+        let asked = rd::rd_kafka_commit_queue(client, offsets.ptr(), queue, None, ptr::null_mut());
+        let mut code: Code = asked.into();
+        if code == Code::NoError {
+            let event = rd::rd_kafka_queue_poll(queue, c_millis(wait));
+            code = if event.is_null() {
+                Code::OperationTimedOut
+            } else {
+                rd::rd_kafka_event_error(event).into()
+            };
+            if !event.is_null() {
+                rd::rd_kafka_event_destroy(event);
+            }
+        }
+        rd::rd_kafka_queue_destroy(queue);
+        if code == Code::NoError { Ok(()) } else { Err(code) }
+    }
+}
+
+/// How many events wait to be polled by a producer.
+pub(in crate::kafka) fn events(client: Client) -> usize {
+    // SAFETY: the client is alive; the reference to its queue is given back.
+    unsafe {
+        let queue = rd::rd_kafka_queue_get_main(client);
+        let length = rd::rd_kafka_queue_length(queue);
+        rd::rd_kafka_queue_destroy(queue);
+        length
+    }
+}
+
+/// Sends what lingers and waits until all of it has arrived or failed, at most so long; failures still have to
+/// be polled. rust-rdkafka's `flush` does both, but sleeps in steps of 100 ms.
+pub(in crate::kafka) fn flush(client: Client, wait: Duration) {
+    // SAFETY: the client is alive. A time-out is no error here: the caller looks at what is under way.
+    unsafe { rd::rd_kafka_flush(client, c_millis(wait)) };
+}
+
+/// First and next offset of a partition as of its last fetch, without asking the broker; the second does not
+/// know of open transactions.
+pub(in crate::kafka) fn cached_watermarks(
+    client: Client,
+    topic: &str,
+    partition: u32,
+) -> Option<(Offset, Offset)> {
+    let topic = CString::new(topic).ok()?;
+    let (mut low, mut high) = (-1, -1);
+    // SAFETY: all pointers are valid.
+    let error = unsafe {
+        rd::rd_kafka_get_watermark_offsets(
+            client,
+            topic.as_ptr(),
+            partition as i32,
+            &raw mut low,
+            &raw mut high,
+        )
+    };
+    (error == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some((low, high))
+}
+
+/// Gives a living client a new user and password, for the next connection that it opens.
+pub(in crate::kafka) fn set_login(client: Client, user: &str, password: &str) -> Result<(), Code> {
+    let (Ok(user), Ok(password)) = (CString::new(user), CString::new(password)) else {
+        return Err(Code::InvalidArgument);
+    };
+    // SAFETY: both strings are copied.
+    unsafe {
+        let error = rd::rd_kafka_sasl_set_credentials(client, user.as_ptr(), password.as_ptr());
+        if error.is_null() {
+            return Ok(());
+        }
+        let code = rd::rd_kafka_error_code(error);
+        rd::rd_kafka_error_destroy(error);
+        Err(code.into())
+    }
+}
+
+/// Gives a client a bearer token. Clients that are polled ask for theirs; this is for those that are not.
+pub(in crate::kafka) fn set_token(
+    client: Client,
+    token: &str,
+    principal: &str,
+    expires_ms: i64,
+) -> Result<(), Code> {
+    let (Ok(token), Ok(principal)) = (CString::new(token), CString::new(principal)) else {
+        return Err(Code::InvalidArgument);
+    };
+    // SAFETY: both strings are copied; no extensions, and no room for an error's words.
+    let error = unsafe {
+        rd::rd_kafka_oauthbearer_set_token(
+            client,
+            token.as_ptr(),
+            expires_ms,
+            principal.as_ptr(),
+            ptr::null_mut(),
+            0,
+            ptr::null_mut(),
+            0,
+        )
+    };
+    let code: Code = error.into();
+    if code == Code::NoError { Ok(()) } else { Err(code) }
+}
+
+/// The id and the number of partitions of a topic: what its name cannot tell after it was made anew.
+pub(in crate::kafka) fn describe_topic(
+    client: Client,
+    name: &str,
+    wait: Duration,
+) -> Result<(String, u32), Code> {
+    let Ok(name) = CString::new(name) else { return Err(Code::InvalidArgument) };
+    let mut names = [name.as_ptr()];
+    // SAFETY: everything made here is destroyed here; the result lives as long as the event.
+    unsafe {
+        let queue = rd::rd_kafka_queue_new(client);
+        let topics = rd::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
+        rd::rd_kafka_DescribeTopics(client, topics, ptr::null(), queue);
+        rd::rd_kafka_TopicCollection_destroy(topics);
+        let event = rd::rd_kafka_queue_poll(queue, c_millis(wait));
+        let described = read_description(event);
+        if !event.is_null() {
+            rd::rd_kafka_event_destroy(event);
+        }
+        rd::rd_kafka_queue_destroy(queue);
+        described
+    }
+}
+
+/// # Safety
+/// `event` is null or a living event.
+unsafe fn read_description(event: *mut rd::rd_kafka_event_t) -> Result<(String, u32), Code> {
+    // SAFETY: the caller's promise; every pointer below comes from the event and lives as long.
+    unsafe {
+        if event.is_null() {
+            return Err(Code::OperationTimedOut);
+        }
+        let error: Code = rd::rd_kafka_event_error(event).into();
+        if error != Code::NoError {
+            return Err(error);
+        }
+        let result = rd::rd_kafka_event_DescribeTopics_result(event);
+        let mut count = 0;
+        if result.is_null() {
+            return Err(Code::OperationTimedOut);
+        }
+        let topics = rd::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+        if count == 0 {
+            return Err(Code::UnknownTopicOrPartition);
+        }
+        let topic = *topics;
+        let error: Code = rd::rd_kafka_error_code(rd::rd_kafka_TopicDescription_error(topic)).into();
+        if error != Code::NoError {
+            return Err(error);
+        }
+        rd::rd_kafka_TopicDescription_partitions(topic, &raw mut count);
+        let id: *const c_char = rd::rd_kafka_Uuid_base64str(rd::rd_kafka_TopicDescription_topic_id(topic));
+        Ok((CStr::from_ptr(id).to_string_lossy().into_owned(), count as u32))
+    }
+}

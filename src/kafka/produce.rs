@@ -1,0 +1,181 @@
+//! Appends records from outside of lanes: idempotent, acknowledged one by one. Kafka can show several records
+//! at once only in a transaction, which wants an id of its own and the permission for it; this path does not
+//! ask for that.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rdkafka::ClientContext;
+use rdkafka::client::OAuthToken;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+
+use super::config::KafkaConfig;
+use super::context::Context;
+use super::{error, topics};
+use crate::core::names::TopicName;
+use crate::core::partitioner::murmur2;
+use crate::core::record::Record;
+use crate::ports::{LogError, Produce, Produced};
+
+type Delivered = (usize, Result<Produced, Code>);
+
+/// Collects what became of each record.
+struct Collector {
+    inner: Context,
+    delivered: Mutex<Vec<Delivered>>,
+}
+
+impl ClientContext for Collector {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        self.inner.log(level, facility, text);
+    }
+
+    fn stats_raw(&self, _statistics: &[u8]) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.inner.error(error, reason);
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.inner.generate_oauth_token(config)
+    }
+}
+
+impl ProducerContext for Collector {
+    type DeliveryOpaque = Box<usize>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, index: Box<usize>) {
+        let produced = match result {
+            Ok(message) => Ok(Produced {
+                partition: message.partition() as u32,
+                offset: message.offset(),
+                appended_ms: message.timestamp().to_millis().unwrap_or_default(),
+            }),
+            Err((error, _)) => Err(error::code(error).unwrap_or(Code::Fail)),
+        };
+        self.delivered.lock().push((*index, produced));
+    }
+}
+
+/// The producer of `Log::produce`.
+pub(super) struct Sender {
+    producer: BaseProducer<Collector>,
+    config: KafkaConfig,
+    known: Vec<(TopicName, u32, Instant)>,
+    turn: u32,
+}
+
+impl Sender {
+    pub(super) fn open(config: &KafkaConfig) -> Result<Self, LogError> {
+        let inner = Context::new(config.sasl.clone(), config.assignor);
+        let context = Collector { inner, delivered: Mutex::default() };
+        let producer = config
+            .producer()?
+            .create_with_context(context)
+            .map_err(|e| error::from_kafka(&e, "cannot make a producer"))?;
+        Ok(Self { producer, config: config.clone(), known: Vec::new(), turn: 0 })
+    }
+
+    fn partitions(&mut self, topic: &TopicName) -> Result<u32, LogError> {
+        let fresh = self.config.metadata_refresh;
+        self.known.retain(|(_, _, asked)| asked.elapsed() < fresh);
+        if let Some((_, count, _)) = self.known.iter().find(|(name, _, _)| name == topic) {
+            return Ok(*count);
+        }
+        let count = topics::partitions_of(self.producer.client(), topic, self.config.timing.socket)?;
+        self.known.push((topic.clone(), count, Instant::now()));
+        Ok(count)
+    }
+
+    fn place(&mut self, produce: &Produce) -> Result<u32, LogError> {
+        let count = self.partitions(&produce.topic)?;
+        match (produce.partition, &produce.record.key) {
+            (Some(partition), _) if partition >= count => {
+                Err(LogError::UnknownPartition { topic: produce.topic.clone(), partition, count })
+            }
+            (Some(partition), _) => Ok(partition),
+            (None, Some(key)) => Ok((murmur2(key) & 0x7fff_ffff) % count),
+            (None, None) => {
+                self.turn = self.turn.wrapping_add(1);
+                Ok(self.turn % count)
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, records: &[Produce]) -> Result<Vec<Produced>, LogError> {
+        let places = records.iter().map(|produce| self.place(produce)).collect::<Result<Vec<_>, _>>()?;
+        self.producer.context().delivered.lock().clear();
+        let deadline = Instant::now() + self.config.timing.transaction;
+        for (index, (produce, partition)) in records.iter().zip(&places).enumerate() {
+            self.hand_over(index, produce, *partition, deadline)?;
+        }
+        while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
+            self.producer.poll(Duration::ZERO);
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        self.producer.poll(Duration::ZERO);
+        let mut results: Vec<Option<Produced>> = vec![None; records.len()];
+        for (index, result) in self.producer.context().delivered.lock().drain(..) {
+            let topic = &records[index].topic;
+            results[index] = Some(result.map_err(|code| refused(code, topic))?);
+        }
+        let missing = || LogError::Unavailable("the brokers did not take all records in time".to_owned());
+        results.into_iter().map(|result| result.ok_or_else(missing)).collect()
+    }
+
+    fn hand_over(
+        &self,
+        index: usize,
+        produce: &Produce,
+        partition: u32,
+        deadline: Instant,
+    ) -> Result<(), LogError> {
+        let Record { key, value, headers, timestamp } = &produce.record;
+        let mut record =
+            BaseRecord::<'_, [u8], [u8], Box<usize>>::with_opaque_to(produce.topic.as_str(), Box::new(index))
+                .partition(partition as i32);
+        record.key = key.as_deref();
+        record.payload = value.as_deref();
+        record.timestamp = *timestamp;
+        if !headers.is_empty() {
+            let mut owned = OwnedHeaders::new_with_capacity(headers.len());
+            for (name, value) in headers {
+                let key = std::str::from_utf8(name).map_err(|_| {
+                    let reason = "a header name is not UTF-8".to_owned();
+                    LogError::RecordRefused { topic: produce.topic.clone(), reason }
+                })?;
+                owned = owned.insert(Header { key, value: value.as_deref() });
+            }
+            record.headers = Some(owned);
+        }
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((error, again))
+                    if error::code(&error) == Some(Code::QueueFull) && Instant::now() < deadline =>
+                {
+                    record = again;
+                    self.producer.poll(Duration::from_millis(1));
+                }
+                Err((error, _)) => {
+                    return Err(refused(error::code(&error).unwrap_or(Code::Fail), &produce.topic));
+                }
+            }
+        }
+    }
+}
+
+fn refused(code: Code, topic: &TopicName) -> LogError {
+    match code {
+        Code::MessageSizeTooLarge | Code::InvalidRecord => {
+            LogError::RecordRefused { topic: topic.clone(), reason: code.to_string() }
+        }
+        Code::UnknownTopic | Code::UnknownTopicOrPartition => LogError::UnknownTopic(topic.clone()),
+        code => error::from_code(code, &format!("cannot write to {topic}")),
+    }
+}

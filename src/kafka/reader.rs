@@ -1,0 +1,193 @@
+//! Reads one topic, committed records only, without a group.
+
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+
+use super::config::KafkaConfig;
+use super::context::Context;
+use super::ffi::{DataQueue, Message, Topic};
+use super::{error, topics};
+use crate::core::names::TopicName;
+use crate::core::record::{Offset, Record};
+use crate::ports::{Fetched, LogError, ReadFrom, Reader};
+
+/// Most records that one `fetch` gives.
+const MOST: usize = 10_000;
+
+struct Position {
+    partition: u32,
+    next: Offset,
+}
+
+/// Fields are dropped in their order: queue and topic before their client.
+pub(super) struct TopicReader {
+    data: DataQueue,
+    topic: Topic,
+    name: TopicName,
+    consumer: BaseConsumer<Context>,
+    positions: Vec<Position>,
+    /// Where each position ended when the reader was opened or last asked.
+    ends: Vec<Offset>,
+    wait: Duration,
+}
+
+impl TopicReader {
+    pub(super) fn open(
+        config: &KafkaConfig,
+        name: &TopicName,
+        partitions: Option<&[u32]>,
+        from: ReadFrom,
+    ) -> Result<Self, LogError> {
+        let context = Context::new(config.sasl.clone(), config.assignor);
+        let consumer: BaseConsumer<Context> = config
+            .consumer()?
+            .create_with_context(context)
+            .map_err(|e| error::from_kafka(&e, "cannot make a reader"))?;
+        if let Some(sasl) = &config.sasl {
+            sasl.hand_token(consumer.client().native_ptr())?;
+        }
+        let count = topics::partitions_of(consumer.client(), name, config.timing.socket)?;
+        let all: Vec<u32> = (0..count).collect();
+        let partitions = partitions.unwrap_or(&all);
+        if let Some(&partition) = partitions.iter().find(|partition| **partition >= count) {
+            return Err(LogError::UnknownPartition { topic: name.clone(), partition, count });
+        }
+        let native = consumer.client().native_ptr();
+        let topic = Topic::new(native, name.as_str())
+            .ok_or_else(|| LogError::Unavailable(format!("cannot open topic {name}")))?;
+        let mut reader = Self {
+            data: DataQueue::new(native, 1000),
+            topic,
+            name: name.clone(),
+            consumer,
+            positions: Vec::new(),
+            ends: Vec::new(),
+            wait: config.timing.socket,
+        };
+        for &partition in partitions {
+            let (next, end) = reader.place(partition, from)?;
+            reader.data.start(&reader.topic, partition, next).map_err(|code| reader.failed(code, ""))?;
+            reader.positions.push(Position { partition, next });
+            reader.ends.push(end);
+        }
+        Ok(reader)
+    }
+
+    fn watermarks(&self, partition: u32) -> Result<(Offset, Offset), LogError> {
+        self.consumer
+            .fetch_watermarks(self.name.as_str(), partition as i32, self.wait)
+            .map_err(|e| error::from_kafka(&e, &format!("cannot ask where {} ends", self.name)))
+    }
+
+    fn place(&self, partition: u32, from: ReadFrom) -> Result<(Offset, Offset), LogError> {
+        let (first, end) = self.watermarks(partition)?;
+        let next = match from {
+            ReadFrom::Start => first,
+            ReadFrom::End => end,
+            ReadFrom::Offset(offset) => offset.clamp(first, end),
+            ReadFrom::Last(count) => end.saturating_sub(i64::try_from(count).unwrap_or(i64::MAX)).max(first),
+            ReadFrom::Timestamp(timestamp) => {
+                let what = format!("cannot ask {} for a time", self.name);
+                let (topic, number) = (self.name.as_str(), partition as i32);
+                let mut list = TopicPartitionList::new();
+                list.add_partition_offset(topic, number, KafkaOffset::Offset(timestamp.max(0)))
+                    .map_err(|e| error::from_kafka(&e, &what))?;
+                let found = self.consumer.offsets_for_times(list, self.wait);
+                let found = found.map_err(|e| error::from_kafka(&e, &what))?;
+                match found.find_partition(topic, number).map(|element| element.offset()) {
+                    Some(KafkaOffset::Offset(offset)) => offset,
+                    _ => end,
+                }
+            }
+        };
+        Ok((next, end))
+    }
+
+    fn failed(&self, code: Code, text: &str) -> LogError {
+        match code {
+            Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
+                LogError::UnknownTopic(self.name.clone())
+            }
+            code => error::from_code(code, &format!("cannot read {} {text}", self.name)),
+        }
+    }
+
+    pub(super) fn consumer(&self) -> &BaseConsumer<Context> {
+        &self.consumer
+    }
+}
+
+fn fetched(message: &Message<'_>) -> Fetched {
+    let (timestamp, _) = message.timestamp();
+    Fetched {
+        partition: message.partition(),
+        offset: message.offset(),
+        appended_ms: timestamp,
+        record: Record {
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.value().map(<[u8]>::to_vec),
+            headers: message.headers().map(|(n, v)| (n.to_vec(), v.map(<[u8]>::to_vec))).collect(),
+            timestamp: Some(timestamp),
+        },
+    }
+}
+
+impl Reader for TopicReader {
+    fn fetch(&mut self, wait: Duration) -> Result<Vec<Fetched>, LogError> {
+        // Serves tokens and log lines; errors of connections mend themselves.
+        while let Some(_served) = self.consumer.poll(Duration::ZERO) {}
+        let mut records = Vec::new();
+        let mut failure = None;
+        let deadline = std::time::Instant::now() + wait;
+        let mut left = wait;
+        while let Some(message) = self.data.peek(left) {
+            let (partition, offset) = (message.partition(), message.offset());
+            let position = self.positions.iter_mut().find(|position| position.partition == partition);
+            match (message.error(), position) {
+                (None, Some(position)) if offset >= position.next => {
+                    records.push(fetched(&message));
+                    position.next = offset + 1;
+                }
+                (Some(Code::PartitionEOF), Some(position)) => position.next = position.next.max(offset),
+                (None | Some(Code::PartitionEOF), _) => {}
+                (Some(code), _) if error::mends_itself(code) => {}
+                (Some(code), _) => failure = Some((code, message.error_text())),
+            }
+            self.data.pop();
+            if records.len() >= MOST || failure.is_some() {
+                break;
+            }
+            left = if records.is_empty() {
+                deadline.saturating_duration_since(std::time::Instant::now())
+            } else {
+                Duration::ZERO
+            };
+        }
+        match failure {
+            Some((code, text)) if records.is_empty() => Err(self.failed(code, &text)),
+            _ => Ok(records),
+        }
+    }
+
+    fn is_caught_up(&mut self) -> Result<bool, LogError> {
+        let reached = self.positions.iter().zip(&self.ends).all(|(position, end)| position.next >= *end);
+        if reached {
+            for index in 0..self.positions.len() {
+                let (_, end) = self.watermarks(self.positions[index].partition)?;
+                self.ends[index] = end;
+            }
+        }
+        Ok(reached)
+    }
+}
+
+impl Drop for TopicReader {
+    fn drop(&mut self) {
+        for position in &self.positions {
+            self.topic.stop(position.partition);
+        }
+    }
+}

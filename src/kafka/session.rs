@@ -1,0 +1,223 @@
+//! A lane's session with Kafka: the two halves, and the one way back when they fall out of step.
+//!
+//! Lives on the lane's thread from birth to death; every blocking call of librdkafka happens in here. Called
+//! by the lane alone.
+
+mod intake;
+mod messages;
+mod outlet;
+mod start;
+
+use std::time::{Duration, Instant};
+
+use tracing::info;
+
+use self::intake::Intake;
+use self::outlet::Outlet;
+use super::auth::{Credentials, Rotated, Watch};
+use super::config::KafkaConfig;
+use super::ffi;
+use crate::core::ledger::{Ledger, TopicPartition};
+use crate::core::names::TopicName;
+use crate::core::record::{Batch, Offset};
+use crate::ports::{Emit, Event, LaneSession, LaneSpec, LogError, TopicConfig};
+
+/// How a session commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    ExactlyOnce,
+    AtLeastOnce,
+}
+
+/// One consumer, one producer.
+pub(super) struct Session {
+    // The producer goes first: an open transaction must not outlive the membership.
+    outlet: Outlet,
+    /// `None` after the clients of old certificates were dropped.
+    intake: Option<Intake>,
+    config: KafkaConfig,
+    spec: LaneSpec,
+    mode: Mode,
+    watch: Watch,
+    looked: Instant,
+    /// Why only `rewind` is allowed.
+    broken: Option<&'static str>,
+    /// The clients are to be made anew as soon as the lane has let go.
+    stale: bool,
+    lost: Vec<TopicPartition>,
+}
+
+impl Session {
+    pub(super) fn open(
+        config: &KafkaConfig,
+        spec: &LaneSpec,
+        mode: Mode,
+        outputs: &[(TopicName, Option<TopicConfig>)],
+    ) -> Result<Self, LogError> {
+        let id = (mode == Mode::ExactlyOnce).then(|| spec.transactional_id.clone());
+        // First the producer: it fences the slot's forerunner, whose open transaction would otherwise hold
+        // back the committed offsets until it times out.
+        let outlet = Outlet::open(config, outputs, id)?;
+        Ok(Self {
+            outlet,
+            intake: Some(Intake::open(config, spec)?),
+            config: config.clone(),
+            spec: spec.clone(),
+            mode,
+            watch: Watch::new(config),
+            looked: Instant::now(),
+            broken: None,
+            stale: false,
+            lost: Vec::new(),
+        })
+    }
+
+    /// Picks up credentials that changed on disk.
+    fn look_at_credentials(&mut self) {
+        if self.looked.elapsed() < Watch::INTERVAL {
+            return;
+        }
+        self.looked = Instant::now();
+        match self.watch.look() {
+            Rotated::Nothing => {}
+            Rotated::Certificates => {
+                info!("the TLS files changed: the lane's clients are made anew");
+                self.stale = true;
+            }
+            Rotated::Login => {
+                let Some(Ok(Some((user, password)))) = self.config.sasl.as_ref().map(Credentials::login)
+                else {
+                    return;
+                };
+                info!("the credentials changed: they are used from the next connection on");
+                let intake = self.intake.as_ref().map(Intake::client);
+                for client in intake.into_iter().chain(self.outlet.client()) {
+                    if let Err(error) = ffi::set_login(client, user.expose(), password.expose()) {
+                        info!(%error, "could not hand over the new credentials");
+                    }
+                }
+            }
+        }
+    }
+
+    fn reopen(&mut self) -> Result<(), LogError> {
+        self.intake = None;
+        self.outlet.renew()?;
+        self.intake = Some(Intake::open(&self.config, &self.spec)?);
+        self.stale = false;
+        Ok(())
+    }
+
+    fn check_usable(&self) -> Result<(), LogError> {
+        match self.broken {
+            Some(reason) => Err(LogError::Unavailable(format!("{reason}: rewind first"))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl LaneSession for Session {
+    fn poll(&mut self, batch: &mut Batch, wait: Duration) -> Event {
+        self.outlet.serve();
+        self.look_at_credentials();
+        if self.stale && self.lost.is_empty() {
+            self.lost = self.intake.as_ref().map(Intake::owned).unwrap_or_default();
+            if !self.lost.is_empty() {
+                return Event::Revoking { partitions: self.lost.clone(), lost: false };
+            }
+            if let Err(error) = self.reopen() {
+                return Event::Failed(error);
+            }
+        }
+        match &mut self.intake {
+            Some(intake) => intake.poll(batch, wait, &self.spec),
+            None => Event::Failed(LogError::Unavailable("the lane has no consumer: rewind".to_owned())),
+        }
+    }
+
+    fn emit(&mut self, output: &Emit<'_>) -> Result<(), LogError> {
+        self.check_usable()?;
+        self.outlet.emit(output)
+    }
+
+    fn ack_commit(&mut self, ledger: &Ledger) -> Result<(), LogError> {
+        self.check_usable()?;
+        if !self.outlet.is_open() && !ledger.is_dirty() {
+            return Ok(());
+        }
+        let Some(intake) = &self.intake else {
+            return Err(LogError::Unavailable("the lane has no consumer: rewind".to_owned()));
+        };
+        let done = match self.mode {
+            Mode::ExactlyOnce => {
+                // Fresh for every commit: it carries the generation, by which the broker fences a zombie.
+                let group = intake
+                    .group_metadata()
+                    .ok_or_else(|| LogError::Unavailable("the lane is in no group".to_owned()))?;
+                self.outlet.commit(&start::list(ledger.uncommitted()), &group)
+            }
+            Mode::AtLeastOnce => self
+                .outlet
+                .flush()
+                .and_then(|()| if ledger.is_dirty() { intake.commit(ledger.uncommitted()) } else { Ok(()) }),
+        };
+        if done.is_err() {
+            self.broken = Some("the last commit failed");
+        }
+        done
+    }
+
+    fn rewind(&mut self) -> Result<(), LogError> {
+        if self.intake.is_none() {
+            self.reopen()?;
+            self.broken = None;
+            return Ok(());
+        }
+        self.broken = Some("a rewind did not go through");
+        self.outlet.abort()?;
+        if let Some(intake) = &mut self.intake {
+            intake.rewind(&self.spec)?;
+        }
+        self.broken = None;
+        Ok(())
+    }
+
+    fn pause(&mut self, partitions: &[TopicPartition]) {
+        if let Some(intake) = &mut self.intake {
+            intake.pause(partitions);
+        }
+    }
+
+    fn resume(&mut self, partitions: &[TopicPartition]) {
+        if let Some(intake) = &mut self.intake {
+            intake.resume(partitions);
+        }
+    }
+
+    fn release(&mut self) {
+        // What is still open belongs to partitions that are not ours any more: it must not be committed with
+        // what comes later.
+        let was_open = self.outlet.is_open();
+        if was_open && let Err(error) = self.outlet.abort() {
+            info!(%error, "could not abort what was open when partitions left");
+            self.outlet.taint();
+            self.broken = Some("an abort did not go through");
+        }
+        if !std::mem::take(&mut self.lost).is_empty() {
+            if let Err(error) = self.reopen() {
+                info!(%error, "could not make the clients anew");
+                self.broken = Some("the clients could not be made anew");
+            }
+            return;
+        }
+        let Some(intake) = &mut self.intake else { return };
+        intake.release();
+        if was_open && !intake.owned().is_empty() {
+            self.broken = Some("records of partitions that stay were dropped with those that left");
+        }
+    }
+
+    fn end_offsets(&mut self) -> Vec<(TopicPartition, Offset)> {
+        self.intake.as_ref().map(Intake::end_offsets).unwrap_or_default()
+    }
+}

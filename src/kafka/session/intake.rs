@@ -1,0 +1,383 @@
+//! The reading half of a lane: one consumer, the partitions that it owns, and where it stands in each.
+//!
+//! Offsets are our own: the client's position moves when a message is handed out and is never committed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::RDKafkaErrorCode as Code;
+use tracing::{info, warn};
+
+use super::messages::{Slot, concerns, find, on_partition_error, owned_partitions, push};
+use super::start;
+use crate::core::ledger::TopicPartition;
+use crate::core::record::{Batch, Offset};
+use crate::kafka::config::{Assignor, KafkaConfig};
+use crate::kafka::context::{Context, Rebalance};
+use crate::kafka::error;
+use crate::kafka::ffi::{self, DataQueue};
+use crate::ports::{Event, LaneSpec, LogError};
+
+/// The consumer and what it owns. Fields are dropped in their order: the queue before its client.
+pub(super) struct Intake {
+    data: DataQueue,
+    consumer: Arc<BaseConsumer<Context>>,
+    assignor: Assignor,
+    slots: Vec<Slot>,
+    /// Topic and partition of the last message, and its slot: messages come in long runs.
+    cursor: Option<(usize, u32, usize)>,
+    assigning: Option<Vec<TopicPartition>>,
+    revoking: Vec<TopicPartition>,
+    failure: Option<LogError>,
+    budget: Duration,
+}
+
+/// How long a look for rebalances may be put off by waiting for records.
+const SLICE: Duration = Duration::from_millis(50);
+const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Intake {
+    pub(super) fn open(config: &KafkaConfig, spec: &LaneSpec) -> Result<Self, LogError> {
+        let mut client = config.consumer()?;
+        client.set("group.id", spec.group.as_str());
+        client.set("session.timeout.ms", config.timing.session.as_millis().to_string());
+        client.set("heartbeat.interval.ms", (config.timing.session.as_millis() / 6).max(200).to_string());
+        client.set("max.poll.interval.ms", config.timing.max_poll.as_millis().to_string());
+        client.set(
+            "partition.assignment.strategy",
+            match config.assignor {
+                Assignor::Eager => "range,roundrobin",
+                Assignor::Cooperative => "cooperative-sticky",
+            },
+        );
+        if config.static_membership {
+            client.set("group.instance.id", &spec.transactional_id);
+        }
+        let context = Context::new(config.sasl.clone(), config.assignor);
+        let consumer: BaseConsumer<Context> = client
+            .create_with_context(context)
+            .map_err(|e| error::from_kafka(&e, "cannot make the lane's consumer"))?;
+        let topics: Vec<&str> = spec.inputs.iter().map(AsRef::as_ref).collect();
+        consumer.subscribe(&topics).map_err(|e| error::from_kafka(&e, "cannot subscribe"))?;
+        let slots = spec.max_records.clamp(1, 10_000);
+        Ok(Self {
+            data: DataQueue::new(consumer.client().native_ptr(), slots),
+            consumer: Arc::new(consumer),
+            assignor: config.assignor,
+            slots: Vec::new(),
+            cursor: None,
+            assigning: None,
+            revoking: Vec::new(),
+            failure: None,
+            budget: config.timing.commit_budget(),
+        })
+    }
+
+    pub(super) fn client(&self) -> ffi::Client {
+        self.consumer.client().native_ptr()
+    }
+
+    pub(super) fn group_metadata(&self) -> Option<ConsumerGroupMetadata> {
+        self.consumer.group_metadata()
+    }
+
+    pub(super) fn owned(&self) -> Vec<TopicPartition> {
+        self.slots.iter().map(|slot| slot.partition.clone()).collect()
+    }
+
+    /// Waits for records, an end of partition, a rebalance or a failure.
+    pub(super) fn poll(&mut self, batch: &mut Batch, wait: Duration, spec: &LaneSpec) -> Event {
+        let deadline = Instant::now() + wait;
+        loop {
+            if let Some(event) = self.control(spec) {
+                return event;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if let Some(event) = self.data(batch, left.min(SLICE), spec) {
+                return event;
+            }
+            if left.is_zero() {
+                return Event::Idle;
+            }
+        }
+    }
+
+    /// Rebalances and errors: everything but records.
+    fn control(&mut self, spec: &LaneSpec) -> Option<Event> {
+        match self.consumer.poll(Duration::ZERO) {
+            None => {}
+            // Partitions are forwarded to our own queue before they are assigned.
+            Some(Ok(message)) => {
+                let place = rdkafka::Message::topic(&message).to_owned();
+                return Some(Event::Failed(LogError::Unavailable(format!(
+                    "a record of {place} came by the wrong queue: rewind"
+                ))));
+            }
+            Some(Err(error)) => {
+                if let Some(failure) = self.consumer_failure(&error) {
+                    return Some(Event::Failed(failure));
+                }
+            }
+        }
+        if let Some(failure) = self.failure.take() {
+            return Some(Event::Failed(failure));
+        }
+        match self.consumer.context().next_rebalance() {
+            Some(Rebalance::Assign(partitions)) => {
+                self.assigning = Some(owned_partitions(&partitions));
+            }
+            Some(Rebalance::Revoke { partitions, lost }) => {
+                self.revoking = owned_partitions(&partitions);
+                let partitions = self.revoking.clone();
+                let revoking = &self.revoking;
+                self.data.retain(|message| !concerns(message, revoking));
+                return Some(Event::Revoking { partitions, lost });
+            }
+            None => {}
+        }
+        self.assigning.is_some().then(|| self.assign(spec)).flatten()
+    }
+
+    /// What a consumer's error means for the lane: nothing, where the client helps itself.
+    fn consumer_failure(&self, error: &rdkafka::error::KafkaError) -> Option<LogError> {
+        let told = self.consumer.context().take_error();
+        let code = error::code(error)?;
+        let what = told.map_or_else(|| "the consumer failed".to_owned(), |(_, text)| text);
+        let is_fatal = matches!(error, rdkafka::error::KafkaError::MessageConsumptionFatal(_));
+        if !is_fatal && (error::mends_itself(code) || code == Code::PartitionEOF) {
+            return None;
+        }
+        Some(error::from_code(code, &what))
+    }
+
+    /// Answers an assignment once the committed offsets are known; the client keeps up the heartbeat while we
+    /// ask. A transaction that the last owner left open can hold the answer back until it times out.
+    fn assign(&mut self, spec: &LaneSpec) -> Option<Event> {
+        let partitions = self.assigning.clone()?;
+        let starts = match start::positions(&self.consumer, &partitions, spec.start) {
+            Ok(starts) => starts,
+            Err(error @ LogError::Unavailable(_)) => {
+                info!(%error, "the committed offsets are not known yet: asking again");
+                return None;
+            }
+            Err(error) => return Some(Event::Failed(error)),
+        };
+        self.assigning = None;
+        let list = start::list(starts.iter().map(|start| (&start.partition, start.offset)));
+        for start in &starts {
+            self.data.attach(self.client(), start.partition.topic.as_str(), start.partition.partition);
+        }
+        let answered = match self.assignor {
+            Assignor::Eager => self.consumer.assign(&list),
+            Assignor::Cooperative => self.consumer.incremental_assign(&list),
+        };
+        if let Err(error) = answered {
+            return Some(Event::Failed(error::from_kafka(&error, "cannot take over partitions")));
+        }
+        if self.assignor == Assignor::Eager {
+            self.slots.clear();
+        }
+        self.cursor = None;
+        self.slots.extend(starts.iter().map(|start| Slot {
+            partition: start.partition.clone(),
+            next: start.offset,
+            end: None,
+            paused: false,
+        }));
+        self.keep_starts(&starts);
+        Some(Event::Assigned(partitions))
+    }
+
+    /// Commits where partitions start that never committed, so that a restart before their first commit
+    /// starts there again and not, say, at a later `Latest`.
+    fn keep_starts(&self, starts: &[start::Start]) {
+        let fresh = starts.iter().filter(|start| !start.committed);
+        let list = start::list(fresh.map(|start| (&start.partition, start.offset)));
+        if list.count() > 0
+            // Not waited for: during a rebalance the answer can take as long as the rebalance.
+            && let Err(error) = self.consumer.commit(&list, CommitMode::Async)
+        {
+            info!(%error, "could not commit the start offsets: they are found anew if the lane restarts");
+        }
+    }
+
+    fn data(&mut self, batch: &mut Batch, wait: Duration, spec: &LaneSpec) -> Option<Event> {
+        let mut wait = wait;
+        let mut filling: Option<usize> = None;
+        while let Some(message) = self.data.peek(wait) {
+            wait = Duration::ZERO;
+            let tag = (message.topic_tag(), message.partition());
+            let slot = match self.cursor {
+                Some((topic, partition, slot)) if (topic, partition) == tag => Some(slot),
+                _ => find(&self.slots, &message),
+            };
+            let Some(index) = slot else {
+                self.data.pop();
+                continue;
+            };
+            self.cursor = Some((tag.0, tag.1, index));
+            if filling.is_some_and(|filling| filling != index) {
+                break;
+            }
+            let slot = &mut self.slots[index];
+            if let Some(code) = message.error() {
+                if filling.is_some() {
+                    break;
+                }
+                let event = on_partition_error(&self.consumer, slot, code, &message);
+                self.data.pop();
+                match event {
+                    Some(event) => return Some(event),
+                    None => continue,
+                }
+            }
+            // What lies before the slot's position was handed out before, or left behind by a seek.
+            if message.offset() >= slot.next && !slot.paused {
+                if filling.is_none() {
+                    batch.reset(&slot.partition.topic, slot.partition.partition);
+                    filling = Some(index);
+                }
+                push(batch, &message);
+                slot.next = message.offset() + 1;
+                slot.end = None;
+            }
+            self.data.pop();
+            if batch.len() >= spec.max_records || batch.bytes() >= spec.max_bytes {
+                break;
+            }
+        }
+        filling.map(|_| Event::Records)
+    }
+
+    /// Gives up what the last `Revoking` named.
+    pub(super) fn release(&mut self) {
+        let revoking = std::mem::take(&mut self.revoking);
+        let answered = match self.assignor {
+            Assignor::Eager => self.consumer.unassign(),
+            Assignor::Cooperative => {
+                let list = start::list(revoking.iter().map(|partition| (partition, 0)));
+                self.consumer.incremental_unassign(&list)
+            }
+        };
+        if let Err(error) = answered {
+            self.failure = Some(error::from_kafka(&error, "cannot give up partitions"));
+        }
+        self.cursor = None;
+        match self.assignor {
+            Assignor::Eager => self.slots.clear(),
+            Assignor::Cooperative => self.slots.retain(|slot| !revoking.contains(&slot.partition)),
+        }
+        self.data.retain(|message| !concerns(message, &revoking));
+    }
+
+    /// Drops everything buffered and seeks every partition to its committed offset.
+    pub(super) fn rewind(&mut self, spec: &LaneSpec) -> Result<(), LogError> {
+        self.data.retain(|_| false);
+        let revoking = &self.revoking;
+        let kept: Vec<_> = self.slots.iter().map(|slot| slot.partition.clone()).collect();
+        let kept: Vec<_> = kept.into_iter().filter(|partition| !revoking.contains(partition)).collect();
+        let starts = start::positions(&self.consumer, &kept, spec.start)?;
+        for start in &starts {
+            if let Some(slot) = self.slots.iter_mut().find(|slot| slot.partition == start.partition) {
+                slot.next = start.offset;
+                slot.end = None;
+            }
+        }
+        self.seek(&starts.iter().map(|start| (start.partition.clone(), start.offset)).collect::<Vec<_>>())
+    }
+
+    fn seek(&mut self, to: &[(TopicPartition, Offset)]) -> Result<(), LogError> {
+        if to.is_empty() {
+            return Ok(());
+        }
+        let list = start::list(to.iter().map(|(partition, offset)| (partition, *offset)));
+        let sought = self
+            .consumer
+            .seek_partitions(list, SEEK_TIMEOUT)
+            .map_err(|e| error::from_kafka(&e, "cannot seek"))?;
+        // What was fetched before the seek took effect is outdated.
+        self.data.retain(|_| false);
+        match sought.elements().iter().find_map(|element| element.error().err()) {
+            None => Ok(()),
+            Some(error) => Err(error::from_kafka(&error, "cannot seek")),
+        }
+    }
+
+    pub(super) fn pause(&mut self, partitions: &[TopicPartition]) {
+        let list = start::list(partitions.iter().map(|partition| (partition, 0)));
+        if let Err(error) = self.consumer.pause(&list) {
+            self.failure = Some(error::from_kafka(&error, "cannot pause"));
+        }
+        self.data.retain(|message| message.error().is_some() || !concerns(message, partitions));
+        self.set_paused(partitions, true);
+    }
+
+    pub(super) fn resume(&mut self, partitions: &[TopicPartition]) {
+        self.set_paused(partitions, false);
+        let list = start::list(partitions.iter().map(|partition| (partition, 0)));
+        let next = |p: &TopicPartition| self.slots.iter().find(|slot| slot.partition == *p).map(|s| s.next);
+        let to: Vec<_> = partitions.iter().filter_map(|p| Some((p.clone(), next(p)?))).collect();
+        // The client's own position is past what the pause threw away.
+        let messages_of_others: Vec<_> = to.iter().map(|(partition, _)| partition.clone()).collect();
+        self.data.retain(|message| !concerns(message, &messages_of_others));
+        let seek = start::list(to.iter().map(|(partition, offset)| (partition, *offset)));
+        let resumed = self
+            .consumer
+            .seek_partitions(seek, SEEK_TIMEOUT)
+            .and_then(|_| self.consumer.resume(&list))
+            .map_err(|e| error::from_kafka(&e, "cannot resume"));
+        if let Err(failure) = resumed {
+            self.failure = Some(failure);
+        }
+    }
+
+    fn set_paused(&mut self, partitions: &[TopicPartition], paused: bool) {
+        for slot in self.slots.iter_mut().filter(|slot| partitions.contains(&slot.partition)) {
+            slot.paused = paused;
+        }
+    }
+
+    pub(super) fn end_offsets(&self) -> Vec<(TopicPartition, Offset)> {
+        let end = |slot: &Slot| {
+            let topic = slot.partition.topic.as_str();
+            let seen = ffi::cached_watermarks(self.client(), topic, slot.partition.partition);
+            slot.end.or_else(|| seen.map(|(_, high)| high.max(slot.next)))
+        };
+        self.slots.iter().filter_map(|slot| Some((slot.partition.clone(), end(slot)?))).collect()
+    }
+
+    /// Commits offsets without a transaction: at least once.
+    pub(super) fn commit<'a>(
+        &self,
+        offsets: impl Iterator<Item = (&'a TopicPartition, Offset)>,
+    ) -> Result<(), LogError> {
+        ffi::commit(self.client(), &start::list(offsets), self.budget)
+            .map_err(|code| error::from_code(code, "cannot commit offsets"))
+    }
+}
+
+impl Drop for Intake {
+    /// Leaves the group, within a bound: rust-rdkafka's own drop would wait for ever.
+    fn drop(&mut self) {
+        self.consumer.context().close();
+        // A rebalance that waits for its answer would hold the close up.
+        if self.assigning.is_some() || !self.revoking.is_empty() || !self.slots.is_empty() {
+            let _ = self.consumer.unassign();
+        }
+        if let Err(error) = self.consumer.close_queue() {
+            warn!(%error, "could not leave the group in order");
+            return;
+        }
+        let deadline = Instant::now() + self.budget;
+        while !self.consumer.closed() {
+            let _ = self.consumer.poll(Duration::from_millis(20));
+            if Instant::now() > deadline {
+                warn!("the group did not answer in time: leaving it without a word");
+                // Its destructor would wait on; leaking it costs memory and threads, but not the lane.
+                std::mem::forget(Arc::clone(&self.consumer));
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! From librdkafka's messages to records, ends of partitions and failures. Called by the intake alone.
+
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode as Code;
+
+use crate::core::ledger::TopicPartition;
+use crate::core::record::{Batch, Offset};
+use crate::kafka::context::Context;
+use crate::kafka::error;
+use crate::kafka::ffi::Message;
+use crate::ports::{Event, LogError};
+
+/// A single question to the cluster.
+const ASK: Duration = Duration::from_secs(5);
+
+/// A partition that the lane owns.
+pub(super) struct Slot {
+    pub(super) partition: TopicPartition,
+    /// The offset at which the next record to hand out is, at least.
+    pub(super) next: Offset,
+    /// Where the partition ended, at the last stable offset, when it was last seen to.
+    pub(super) end: Option<Offset>,
+    pub(super) paused: bool,
+}
+
+pub(super) fn owned_partitions(partitions: &[(String, u32)]) -> Vec<TopicPartition> {
+    let parse =
+        |(topic, partition): &(String, u32)| Some(TopicPartition::new(&topic.parse().ok()?, *partition));
+    partitions.iter().filter_map(parse).collect()
+}
+
+pub(super) fn concerns(message: &Message<'_>, partitions: &[TopicPartition]) -> bool {
+    partitions.iter().any(|p| p.partition == message.partition() && p.topic.as_str() == message.topic())
+}
+
+pub(super) fn find(slots: &[Slot], message: &Message<'_>) -> Option<usize> {
+    let (topic, partition) = (message.topic(), message.partition());
+    slots.iter().position(|s| s.partition.partition == partition && s.partition.topic.as_str() == topic)
+}
+
+pub(super) fn push(batch: &mut Batch, message: &Message<'_>) {
+    let (timestamp, _) = message.timestamp();
+    batch.push_parts(message.offset(), timestamp, message.key(), message.value(), message.headers());
+}
+
+pub(super) fn on_partition_error(
+    consumer: &BaseConsumer<Context>,
+    slot: &mut Slot,
+    code: Code,
+    message: &Message<'_>,
+) -> Option<Event> {
+    match code {
+        Code::PartitionEOF => {
+            if message.offset() < slot.next || slot.paused {
+                return None;
+            }
+            slot.next = message.offset();
+            slot.end = Some(message.offset());
+            Some(Event::CaughtUp { partition: slot.partition.clone(), next_offset: slot.next })
+        }
+        Code::AutoOffsetReset | Code::OffsetOutOfRange => {
+            let topic = slot.partition.topic.as_str();
+            let ends = consumer.fetch_watermarks(topic, slot.partition.partition as i32, ASK);
+            let (first, end) = ends.unwrap_or((-1, -1));
+            let (partition, wanted) = (slot.partition.clone(), slot.next);
+            // The client says the same of a position that it lost while an assignment changed.
+            if (first..=end).contains(&wanted) {
+                let text = message.error_text();
+                return Some(Event::Failed(LogError::Unavailable(format!(
+                    "{partition} must be sought: {text}"
+                ))));
+            }
+            Some(Event::Failed(LogError::OffsetOutOfRange { partition, wanted, first, end }))
+        }
+        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
+            Some(Event::Failed(LogError::UnknownTopic(slot.partition.topic.clone())))
+        }
+        code if error::mends_itself(code) => None,
+        code => {
+            let what = format!("cannot read {}: {}", slot.partition, message.error_text());
+            Some(Event::Failed(error::from_code(code, &what)))
+        }
+    }
+}

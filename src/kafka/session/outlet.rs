@@ -1,0 +1,393 @@
+//! The writing half of a lane: one producer, transactional under exactly-once, idempotent under at-least-once.
+//!
+//! A producer of which it is not certain how its last transaction ended is *tainted*: librdkafka repeats the
+//! request to end a transaction on its own, and a late twin of it could end the next one instead. A tainted
+//! producer is dropped and made anew, which raises its epoch, so that the broker turns the twin away.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::producer::{BaseProducer, Producer};
+use tracing::{debug, warn};
+
+use crate::core::names::TopicName;
+use crate::core::record::Payload;
+use crate::kafka::config::{KafkaConfig, Timing, was_asked_twice};
+use crate::kafka::context::Context;
+use crate::kafka::error;
+use crate::kafka::ffi::{self, Topic};
+use crate::kafka::topics::{TopicShape, partitions_of};
+use crate::kafka::writer::{init, serve};
+use crate::ports::{Emit, LogError, Placement, TopicConfig};
+
+struct Target {
+    name: TopicName,
+    shape: TopicShape,
+    handle: Option<Topic>,
+}
+
+/// The producer and its topics. Topic handles are dropped before the producer.
+pub(super) struct Outlet {
+    targets: Vec<Target>,
+    producer: Option<BaseProducer<Context>>,
+    config: KafkaConfig,
+    /// `None` under at-least-once.
+    transactional_id: Option<String>,
+    open_since: Option<Instant>,
+    tainted: bool,
+    refreshed: Instant,
+}
+
+/// How long a full buffer is given before it is tried again.
+const FULL: Duration = Duration::from_micros(200);
+/// How long failed deliveries may wait for a look while the rest is still under way.
+const LOOK: Duration = Duration::from_millis(5);
+
+impl Outlet {
+    pub(super) fn open(
+        config: &KafkaConfig,
+        outputs: &[(TopicName, Option<TopicConfig>)],
+        transactional_id: Option<String>,
+    ) -> Result<Self, LogError> {
+        let targets = outputs.iter().map(|(name, config)| Target {
+            name: name.clone(),
+            shape: TopicShape::limited_by(config.as_ref()),
+            handle: None,
+        });
+        let mut outlet = Self {
+            targets: targets.collect(),
+            producer: None,
+            config: config.clone(),
+            transactional_id,
+            open_since: None,
+            tainted: false,
+            refreshed: Instant::now(),
+        };
+        outlet.renew()?;
+        Ok(outlet)
+    }
+
+    fn timing(&self) -> Timing {
+        self.config.timing
+    }
+
+    /// Drops the producer and makes it anew; a transactional one fences whatever its forerunner left behind.
+    pub(super) fn renew(&mut self) -> Result<(), LogError> {
+        for target in &mut self.targets {
+            target.handle = None;
+        }
+        self.producer = None;
+        self.open_since = None;
+        let mut client = self.config.producer()?;
+        // Failures alone are reported: a report for each record would cost more than the record.
+        client.set("delivery.report.only.error", "true");
+        // A batch must fit every topic, even when each of its records does.
+        let smallest = self.targets.iter().filter_map(|target| target.shape.max_bytes()).min();
+        client.set("batch.size", smallest.unwrap_or(1_000_000).min(1_000_000).to_string());
+        if let Some(id) = &self.transactional_id {
+            client.set("transactional.id", id);
+            client.set("transaction.timeout.ms", self.timing().transaction.as_millis().to_string());
+        }
+        let context = Context::new(self.config.sasl.clone(), self.config.assignor);
+        let producer: BaseProducer<Context> = client
+            .create_with_context(context)
+            .map_err(|e| error::from_kafka(&e, "cannot make the lane's producer"))?;
+        if let Some(sasl) = &self.config.sasl {
+            sasl.hand_token(producer.client().native_ptr())?;
+        }
+        if self.transactional_id.is_some() {
+            init(&producer, self.timing().transaction)?;
+        }
+        self.producer = Some(producer);
+        self.tainted = false;
+        self.refresh()
+    }
+
+    /// Asks for partition counts and limits of the outputs.
+    fn refresh(&mut self) -> Result<(), LogError> {
+        self.refreshed = Instant::now();
+        let Some(producer) = &self.producer else { return Ok(()) };
+        for target in &mut self.targets {
+            let count = partitions_of(producer.client(), &target.name, self.config.timing.socket)?;
+            target.shape.partitions = count;
+            if target.handle.is_none() {
+                target.handle = Topic::new(producer.client().native_ptr(), target.name.as_str());
+            }
+        }
+        Ok(())
+    }
+
+    fn producer(&self) -> Result<&BaseProducer<Context>, LogError> {
+        self.producer.as_ref().ok_or_else(|| LogError::Uncertain("the producer is gone: rewind".to_owned()))
+    }
+
+    pub(super) fn client(&self) -> Option<ffi::Client> {
+        self.producer.as_ref().map(|producer| producer.client().native_ptr())
+    }
+
+    /// Whether records were emitted since the last commit.
+    pub(super) fn is_open(&self) -> bool {
+        self.open_since.is_some()
+    }
+
+    /// Serves the client's queue, and between transactions looks for new partitions.
+    pub(super) fn serve(&mut self) {
+        if let Some(producer) = &self.producer {
+            serve(producer);
+        }
+        let is_due = !self.is_open() && self.refreshed.elapsed() > self.config.metadata_refresh;
+        if is_due && let Err(error) = self.refresh() {
+            debug!(%error, "could not look for new partitions");
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), LogError> {
+        if self.tainted {
+            self.renew()?;
+        }
+        if self.transactional_id.is_some() {
+            let begun = self.producer()?.begin_transaction();
+            begun.map_err(|e| self.failed(&e, "cannot begin a transaction"))?;
+        }
+        self.open_since = Some(Instant::now());
+        fail::fail_point!("kafka-after-begin");
+        Ok(())
+    }
+
+    pub(super) fn emit(&mut self, output: &Emit<'_>) -> Result<(), LogError> {
+        if self.open_since.is_none() {
+            self.begin()?;
+        }
+        fail::fail_point!("kafka-emit");
+        let position = self.targets.iter().position(|target| target.name == *output.topic);
+        let target = position.map(|index| &self.targets[index]);
+        let Some(Target { name, shape, handle: Some(handle) }) = target else {
+            let reason = "it is none of the lane's outputs".to_owned();
+            return Err(LogError::NotWritable { topic: output.topic.clone(), reason });
+        };
+        let payload = Payload::parse(output.payload)
+            .map_err(|bad| LogError::RecordRefused { topic: name.clone(), reason: bad.to_string() })?;
+        shape.check(name, &payload, output.payload.len())?;
+        let partition = match output.placement {
+            Placement::Exactly(partition) if partition >= shape.partitions => {
+                let (topic, count) = (name.clone(), shape.partitions);
+                return Err(LogError::UnknownPartition { topic, partition, count });
+            }
+            Placement::Exactly(partition) => partition,
+            Placement::By(partitioner, source) => partitioner.choose(payload.key, source, shape.partitions),
+        };
+        let headers = payload.headers();
+        let (key, value) = (payload.key, payload.value);
+        let out = ffi::Out { partition, timestamp: output.timestamp, key, value, headers };
+        self.hand_over(handle, &out).map_err(|code| match code {
+            Code::UnknownTopic | Code::UnknownTopicOrPartition => LogError::UnknownTopic(name.clone()),
+            Code::MessageSizeTooLarge => {
+                LogError::RecordRefused { topic: name.clone(), reason: code.to_string() }
+            }
+            code => error::from_code(code, &format!("cannot write to {name}")),
+        })
+    }
+
+    /// Waits while the client's buffer is full, within the commit budget.
+    fn hand_over(&self, handle: &Topic, out: &ffi::Out<'_>) -> Result<(), Code> {
+        let Some(producer) = &self.producer else { return Err(Code::State) };
+        let mut deadline = None;
+        loop {
+            match ffi::produce(producer.client().native_ptr(), handle, out) {
+                Err(Code::QueueFull) => {
+                    let deadline =
+                        *deadline.get_or_insert_with(|| Instant::now() + self.timing().commit_budget());
+                    if Instant::now() > deadline {
+                        return Err(Code::QueueFull);
+                    }
+                    serve(producer);
+                    thread::sleep(FULL);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Waits until everything emitted has arrived.
+    pub(super) fn flush(&mut self) -> Result<(), LogError> {
+        let producer = self.producer()?;
+        let deadline = Instant::now() + self.timing().commit_budget();
+        loop {
+            serve(producer);
+            if let Some(failed) = producer.context().take_undelivered() {
+                return Err(self.undelivered(&failed));
+            }
+            if producer.in_flight_count() == 0 {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(LogError::Unavailable("the brokers did not take all records in time".to_owned()));
+            }
+            // Not rust-rdkafka's flush, which looks every 100 ms only: every commit waits here.
+            ffi::flush(producer.client().native_ptr(), LOOK);
+        }
+        if self.transactional_id.is_none() {
+            self.open_since = None;
+        }
+        fail::fail_point!("kafka-after-flush");
+        Ok(())
+    }
+
+    fn undelivered(&self, failed: &crate::kafka::context::Undelivered) -> LogError {
+        let name = self.targets.iter().find(|target| target.name.as_str() == failed.topic);
+        let what = format!("{}/{} did not take a record", failed.topic, failed.partition);
+        match (failed.code, name) {
+            (Code::MessageSizeTooLarge | Code::InvalidRecord, Some(target)) => {
+                LogError::RecordRefused { topic: target.name.clone(), reason: failed.code.to_string() }
+            }
+            (Code::UnknownTopicOrPartition | Code::UnknownTopic, Some(target)) => {
+                LogError::UnknownTopic(target.name.clone())
+            }
+            (code, _) if error::is_fence(code) => self.fence(&what),
+            (code, _) => error::from_code(code, &what),
+        }
+    }
+
+    /// Commits what was emitted together with these offsets.
+    pub(super) fn commit(
+        &mut self,
+        offsets: &TopicPartitionList,
+        group: &ConsumerGroupMetadata,
+    ) -> Result<(), LogError> {
+        if self.open_since.is_none() {
+            self.begin()?;
+        }
+        self.flush()?;
+        let budget = self.timing().commit_budget();
+        if offsets.count() > 0 {
+            self.send_offsets(offsets, group, budget)?;
+        }
+        fail::fail_point!("kafka-after-offsets");
+        let before = self.producer()?.context().connection_errors();
+        let asked = Instant::now();
+        let committed = self.producer()?.commit_transaction(self.timing().transaction);
+        let elapsed = asked.elapsed();
+        fail::fail_point!("kafka-after-commit");
+        let producer = self.producer()?;
+        serve(producer);
+        let disturbed = producer.context().connection_errors() != before || was_asked_twice(elapsed);
+        match committed {
+            Ok(()) => {
+                self.open_since = None;
+                if disturbed && !fail_no_taint() {
+                    debug!(?elapsed, "a commit may have been asked for twice: the producer is made anew");
+                    self.tainted = true;
+                }
+                Ok(())
+            }
+            Err(error) => Err(self.commit_failed(&error)),
+        }
+    }
+
+    fn send_offsets(
+        &self,
+        offsets: &TopicPartitionList,
+        group: &ConsumerGroupMetadata,
+        budget: Duration,
+    ) -> Result<(), LogError> {
+        let deadline = Instant::now() + budget;
+        loop {
+            match self.producer()?.send_offsets_to_transaction(offsets, group, budget) {
+                Ok(()) => return Ok(()),
+                Err(KafkaError::Transaction(e)) if e.is_retriable() && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => return Err(self.failed(&error, "cannot add the offsets to the transaction")),
+            }
+        }
+    }
+
+    fn commit_failed(&mut self, error: &KafkaError) -> LogError {
+        let KafkaError::Transaction(inner) = error else {
+            return self.failed(error, "cannot flush before the commit");
+        };
+        if inner.txn_requires_abort() && !inner.is_fatal() {
+            return self.failed(error, "the commit was refused");
+        }
+        self.tainted = true;
+        if error::is_fence(inner.code()) {
+            return self.fence(&inner.string());
+        }
+        LogError::Uncertain(inner.string())
+    }
+
+    fn failed(&self, error: &KafkaError, what: &str) -> LogError {
+        match error::code(error) {
+            // The group's business, not another producer's: a generation moves with every rebalance.
+            Some(Code::IllegalGeneration | Code::UnknownMemberId | Code::RebalanceInProgress) => {
+                LogError::Unavailable(format!("{what}: the group has moved on ({error})"))
+            }
+            Some(code) if error::is_fence(code) => self.fence(&format!("{what}: {error}")),
+            _ => error::from_kafka(error, what),
+        }
+    }
+
+    /// A broker that timed a transaction out answers like one that knows a newer producer. Only our own clock
+    /// tells the two apart.
+    fn fence(&self, what: &str) -> LogError {
+        let id = self.transactional_id.clone().unwrap_or_default();
+        match self.open_since {
+            Some(since) if since.elapsed() >= self.timing().transaction => {
+                LogError::Unavailable(format!("the transaction was open for too long: {what}"))
+            }
+            _ => LogError::Fenced(id),
+        }
+    }
+
+    /// Drops what was emitted since the last commit, and a producer that is not to be trusted with it.
+    pub(super) fn abort(&mut self) -> Result<(), LogError> {
+        let is_transactional = self.transactional_id.is_some();
+        if self.open_since.is_some() && is_transactional && !self.tainted {
+            let budget = self.timing().commit_budget();
+            let producer = self.producer()?;
+            let before = producer.context().connection_errors();
+            let asked = Instant::now();
+            let aborted = producer.abort_transaction(budget);
+            serve(producer);
+            // What the abort purged is no failure of the next transaction.
+            producer.context().take_undelivered();
+            if let Err(error) = &aborted {
+                warn!(%error, "a transaction could not be aborted: the producer is made anew");
+            }
+            let disturbed =
+                producer.context().connection_errors() != before || was_asked_twice(asked.elapsed());
+            self.tainted = aborted.is_err() || disturbed;
+            self.open_since = None;
+        }
+        if !is_transactional && self.open_since.is_some() {
+            // Idempotent: what is under way may arrive or not, both are within the promise.
+            self.tainted = true;
+        }
+        if self.tainted || self.producer.is_none() { self.renew() } else { Ok(()) }
+    }
+
+    /// Makes the next rewind drop the producer.
+    pub(super) fn taint(&mut self) {
+        self.tainted = true;
+    }
+}
+
+impl Drop for Outlet {
+    /// An open transaction would hold every reader back until it times out.
+    fn drop(&mut self) {
+        if let (Some(producer), Some(_), Some(_)) = (&self.producer, self.open_since, &self.transactional_id)
+            && let Err(error) = producer.abort_transaction(Duration::from_secs(2))
+        {
+            debug!(%error, "a transaction was left open: it ends by its time-out or with the slot's next owner");
+        }
+    }
+}
+
+/// For the test that shows what the taint rule is for.
+fn fail_no_taint() -> bool {
+    fail::fail_point!("kafka-no-taint", |_| true);
+    false
+}

@@ -1,0 +1,190 @@
+//! What a topic looks like: partitions, limits, configuration, and how ours map to Kafka's.
+
+use std::time::Duration;
+
+use futures::executor::block_on;
+use rdkafka::ClientContext;
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigEntry, ResourceSpecifier};
+use rdkafka::client::Client;
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::metadata::MetadataTopic;
+
+use super::context::Context;
+use super::{error, ffi};
+use crate::core::names::TopicName;
+use crate::core::record::Payload;
+use crate::ports::{Cleanup, LogError, TopicConfig};
+
+/// What an output record must fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct TopicShape {
+    pub(super) partitions: u32,
+    /// `None` where the cluster does not let us know.
+    limits: Option<Limits>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limits {
+    max_bytes: usize,
+    needs_key: bool,
+}
+
+/// What a batch of one record adds to the record: its header (61 bytes) and the record's own length, attributes,
+/// timestamp and offset (at most 5 + 1 + 10 + 5). The broker's limit counts them.
+const BATCH_OVERHEAD: usize = 61 + 21;
+
+impl TopicShape {
+    /// Whether the topic takes such a record.
+    pub(super) fn check(&self, topic: &TopicName, payload: &Payload<'_>, len: usize) -> Result<(), LogError> {
+        let Some(limits) = self.limits else { return Ok(()) };
+        let reason = if len + BATCH_OVERHEAD > limits.max_bytes {
+            format!(
+                "it has {len} bytes, the topic's max.message.bytes of {} takes {}",
+                limits.max_bytes,
+                limits.max_bytes.saturating_sub(BATCH_OVERHEAD)
+            )
+        } else if limits.needs_key && payload.key.is_none() {
+            "it has no key, and the topic is compacted".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(LogError::RecordRefused { topic: topic.clone(), reason })
+    }
+
+    /// The limits of a configuration, where it is known; how many partitions there are is yet to be asked.
+    pub(super) fn limited_by(config: Option<&TopicConfig>) -> Self {
+        let limits = config.map(|config| Limits {
+            max_bytes: config.max_record_bytes,
+            needs_key: config.cleanup != Cleanup::Delete,
+        });
+        Self { partitions: 0, limits }
+    }
+
+    /// The topic's `max.message.bytes`.
+    pub(super) fn max_bytes(&self) -> Option<usize> {
+        self.limits.map(|limits| limits.max_bytes)
+    }
+}
+
+/// Asks how many partitions a topic has; that each has a leader is not asked.
+pub(super) fn partitions_of<C: ClientContext>(
+    client: &Client<C>,
+    topic: &TopicName,
+    wait: Duration,
+) -> Result<u32, LogError> {
+    let what = || format!("cannot ask about topic {topic}");
+    let metadata =
+        client.fetch_metadata(Some(topic.as_str()), wait).map_err(|e| error::from_kafka(&e, &what()))?;
+    let found = metadata.topics().first();
+    let refused: Option<Code> = found.and_then(MetadataTopic::error).map(Into::into);
+    match (refused, found) {
+        (None, Some(found)) if !found.partitions().is_empty() => Ok(found.partitions().len() as u32),
+        (Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) | None, _) => {
+            Err(LogError::UnknownTopic(topic.clone()))
+        }
+        (Some(code), _) => Err(error::from_code(code, &what())),
+    }
+}
+
+/// A topic's id and number of partitions; `None` when there is none.
+pub(super) fn identity(
+    client: &Client<Context>,
+    topic: &TopicName,
+    wait: Duration,
+) -> Result<Option<(String, u32)>, LogError> {
+    match ffi::describe_topic(client.native_ptr(), topic.as_str(), wait) {
+        Ok(found) => Ok(Some(found)),
+        Err(Code::UnknownTopicOrPartition | Code::UnknownTopic) => Ok(None),
+        Err(code) => Err(error::from_code(code, &format!("cannot ask about topic {topic}"))),
+    }
+}
+
+/// Reads the configuration of topics.
+pub(super) fn configs(
+    admin: &AdminClient<Context>,
+    topics: &[(TopicName, u32)],
+    wait: Duration,
+) -> Result<Vec<Option<TopicConfig>>, LogError> {
+    if topics.is_empty() {
+        return Ok(Vec::new());
+    }
+    let what = "cannot read the configuration of topics";
+    let resources: Vec<_> =
+        topics.iter().map(|(topic, _)| ResourceSpecifier::Topic(topic.as_str())).collect();
+    let options = AdminOptions::new().request_timeout(Some(wait));
+    let answers =
+        block_on(admin.describe_configs(&resources, &options)).map_err(|e| error::from_kafka(&e, what))?;
+    let mut configs = Vec::with_capacity(topics.len());
+    for (answer, (topic, partitions)) in answers.into_iter().zip(topics) {
+        configs.push(match answer {
+            Ok(answer) => Some(from_entries(&answer.entries, *partitions, topic)),
+            Err(Code::UnknownTopicOrPartition) => None,
+            Err(code) => return Err(error::from_code(code, what)),
+        });
+    }
+    Ok(configs)
+}
+
+fn from_entries(entries: &[ConfigEntry], partitions: u32, topic: &TopicName) -> TopicConfig {
+    let text =
+        |name: &str| entries.iter().find(|entry| entry.name == name).and_then(|entry| entry.value.as_deref());
+    // Negative means no limit.
+    let number = |name: &str| text(name).and_then(|text| text.parse::<u64>().ok());
+    let policy = text("cleanup.policy").unwrap_or("delete");
+    let cleanup = match (policy.contains("compact"), policy.contains("delete")) {
+        (true, true) => Cleanup::CompactAndDelete,
+        (true, false) => Cleanup::Compact,
+        _ => Cleanup::Delete,
+    };
+    let max = number("max.message.bytes").and_then(|max| usize::try_from(max).ok());
+    TopicConfig {
+        partitions,
+        cleanup,
+        retention_ms: number("retention.ms"),
+        retention_bytes: number("retention.bytes"),
+        max_record_bytes: max.unwrap_or(1 << 20),
+        materialized: topic.as_materialized().is_some(),
+    }
+}
+
+/// Our configuration in Kafka's words.
+pub(super) fn entries(config: &TopicConfig) -> Vec<(&'static str, String)> {
+    let limit = |value: Option<u64>| value.map_or_else(|| "-1".to_owned(), |value| value.to_string());
+    let cleanup = match config.cleanup {
+        Cleanup::Delete => "delete",
+        Cleanup::Compact => "compact",
+        Cleanup::CompactAndDelete => "compact,delete",
+    };
+    vec![
+        ("cleanup.policy", cleanup.to_owned()),
+        ("retention.ms", limit(config.retention_ms)),
+        ("retention.bytes", limit(config.retention_bytes)),
+        ("max.message.bytes", config.max_record_bytes.to_string()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::record::Record;
+
+    #[test]
+    fn a_record_has_to_fit_the_topic() {
+        let topic: TopicName = "t".parse().unwrap();
+        let config = TopicConfig { max_record_bytes: 200, ..TopicConfig::compacted() };
+        let shape = TopicShape::limited_by(Some(&config));
+        let cases = [
+            (Record::new(Some(b"k"), None), None),
+            (Record::new(None, Some(b"v")), Some("no key")),
+            (Record::new(Some(b"k"), Some(&[0; 200])), Some("max.message.bytes")),
+        ];
+        for (record, refused) in cases {
+            let bytes = record.payload();
+            let checked = shape.check(&topic, &Payload::parse(&bytes).unwrap(), bytes.len());
+            match refused {
+                None => assert!(checked.is_ok()),
+                Some(says) => assert!(checked.unwrap_err().to_string().contains(says)),
+            }
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! The Kafka adapter against a real broker: what each port promises, judged by readers that are not ours.
+#![cfg(feature = "kafka")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+
+#[path = "kafka/cluster.rs"]
+mod cluster;
+#[path = "kafka/lane.rs"]
+mod lane;
+#[path = "kafka/oracle.rs"]
+mod oracle;
+#[path = "kafka/security.rs"]
+mod security;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use coproc::core::deployment::{Delivery, StartOffset};
+use coproc::core::disposition::Disposition;
+use coproc::core::ledger::TopicPartition;
+use coproc::core::names::{ConsumerGroup, TopicName};
+use coproc::core::partitioner::Partitioner;
+use coproc::core::record::{Batch, Record};
+use coproc::ports::{
+    Cleanup, Emit, Event, Extent, FoldEvent, Keyed, Log, LogError, Placement, Produce, ReadFrom, TopicConfig,
+};
+
+use self::cluster::{await_end, fill, fresh, plain, topic};
+use self::lane::{Lane, spec};
+
+const LONG: Duration = Duration::from_mins(1);
+
+fn read_all(log: &dyn Log, topic: &TopicName) -> Vec<Record> {
+    let mut reader = log.reader(topic, None, ReadFrom::Start).unwrap();
+    let mut records = Vec::new();
+    let deadline = Instant::now() + LONG;
+    loop {
+        records.extend(reader.fetch(Duration::from_millis(200)).unwrap().into_iter().map(|f| f.record));
+        if reader.is_caught_up().unwrap() {
+            return records;
+        }
+        assert!(Instant::now() < deadline, "the reader does not catch up");
+    }
+}
+
+#[test]
+fn records_go_through_byte_for_byte() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "odd", 1), topic(&*log, "odd-copy", 1));
+    let record = |key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)]| Record {
+        key: key.map(<[u8]>::to_vec),
+        value: value.map(<[u8]>::to_vec),
+        headers: headers.iter().map(|(n, v)| (n.as_bytes().to_vec(), v.map(<[u8]>::to_vec))).collect(),
+        timestamp: Some(1_700_000_000_123),
+    };
+    let records = [
+        record(None, None, &[]),
+        record(Some(b""), Some(b""), &[]),
+        record(Some(b"k"), None, &[("h", None)]),
+        record(None, Some(b"\xff\x00\xfe"), &[("a", Some(b"1")), ("a", Some(b"2")), ("a", Some(b""))]),
+        record(Some(&[0; 300]), Some(&vec![7; 100_000]), &[("", Some(&[0xff; 500]))]),
+    ];
+    let produce = |record: &Record| Produce { topic: from.clone(), partition: None, record: record.clone() };
+    let produced = log.produce(&records.iter().map(produce).collect::<Vec<_>>()).unwrap();
+    assert_eq!(produced.iter().map(|p| p.offset).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 5 && !lane.at_end.is_empty()).unwrap();
+    assert_eq!(read_all(&*log, &to), records);
+}
+
+#[test]
+fn a_copy_is_exactly_once_and_lag_ends_at_zero() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "copy", 4), topic(&*log, "copy-out", 4));
+    fill(&*log, &from, 4, 20_000);
+    let group = fresh("g");
+    let mut lane = Lane::open(&*log, &spec(&group, &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 20_000 && lane.at_end.len() >= 4).unwrap();
+    let ends = lane.session.end_offsets();
+    assert_eq!(ends.len(), 4);
+    assert!(ends.iter().all(|(partition, end)| lane.ledger.committed(partition) == Some(*end)));
+    drop(lane);
+    oracle::assert_copied(plain(), &from, &to);
+
+    // A second hop reads what transactions wrote: markers are counted past.
+    let last = topic(&*log, "copy-last", 4);
+    let group: ConsumerGroup = fresh("g2").parse().unwrap();
+    let mut lane = Lane::open(&*log, &spec(group.as_str(), &fresh("t2"), &to, &last)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 20_000 && lane.at_end.len() >= 4).unwrap();
+    let committed = log.offsets().committed(&group).unwrap();
+    for (partition, Extent { end, .. }) in log.topics().extents(&to).unwrap().into_iter().enumerate() {
+        assert_eq!(committed[&TopicPartition::new(&to, partition as u32)], end, "lag of {partition}");
+    }
+}
+
+#[test]
+fn what_is_not_committed_is_never_seen() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "unseen", 1), topic(&*log, "unseen-out", 1));
+    fill(&*log, &from, 1, 100);
+    let spec = spec(&fresh("g"), &fresh("t"), &from, &to);
+    let mut lane = Lane::open(&*log, &spec).unwrap();
+    lane.commit_interval = LONG;
+    lane.run(LONG, |lane| lane.copied >= 100).unwrap();
+    lane.rewind(&LogError::Unavailable("by the test".to_owned())).unwrap();
+    // All of it again, then the session is dropped with a transaction open.
+    lane.run(LONG, |lane| lane.copied >= 200).unwrap();
+    drop(lane);
+    assert!(read_all(&*log, &to).is_empty());
+    let mut lane = Lane::open(&*log, &spec).unwrap();
+    lane.run(LONG, |lane| lane.copied == 100 && !lane.at_end.is_empty()).unwrap();
+    drop(lane);
+    oracle::assert_copied(plain(), &from, &to);
+}
+
+#[test]
+fn start_policies_hold_and_stick() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "start", 1), topic(&*log, "start-out", 1));
+    fill(&*log, &from, 1, 100);
+    let cases = [
+        (StartOffset::Earliest, 0),
+        (StartOffset::Latest, 100),
+        (StartOffset::FromStart { records: 30 }, 30),
+        (StartOffset::FromEnd { records: 10 }, 90),
+        (StartOffset::FromEnd { records: 1000 }, 0),
+        (StartOffset::Timestamp { timestamp: 0 }, 0),
+        (StartOffset::Timestamp { timestamp: i64::MAX / 2 }, 100),
+    ];
+    for (start, first) in cases {
+        let group: ConsumerGroup = fresh("g").parse().unwrap();
+        let mut spec = spec(group.as_str(), &fresh("t"), &from, &to);
+        spec.start = start;
+        let mut lane = Lane::open(&*log, &spec).unwrap();
+        lane.run(LONG, |lane| !lane.assigned.is_empty()).unwrap();
+        // Committed in the background, before any record is.
+        let committed = || log.offsets().committed(&group).unwrap();
+        lane.run(LONG, |_| !committed().is_empty()).unwrap();
+        if lane.copied == 0 {
+            assert_eq!(committed().values().copied().collect::<Vec<_>>(), [first], "{start:?}");
+        }
+        lane.run(LONG, |lane| !lane.at_end.is_empty()).unwrap();
+        assert_eq!(lane.copied, 100 - first as usize, "{start:?}");
+    }
+}
+
+#[test]
+fn a_second_owner_of_a_slot_fences_the_first() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "slot", 2), topic(&*log, "slot-out", 2));
+    fill(&*log, &from, 2, 1000);
+    let spec = spec(&fresh("g"), &fresh("t"), &from, &to);
+    let mut first = Lane::open(&*log, &spec).unwrap();
+    first.commit_interval = LONG;
+    first.run(LONG, |lane| lane.copied == 1000).unwrap();
+    let mut second = Lane::open(&*log, &spec).unwrap();
+    let error = first.commit().expect_err("the first is a zombie");
+    assert_eq!(error.disposition(), Disposition::Fenced, "{error}");
+    drop(first);
+    // What the first committed before it was fenced stays committed.
+    second.run(LONG, |lane| lane.at_end.len() == 2).unwrap();
+    drop(second);
+    oracle::assert_copied(plain(), &from, &to);
+}
+
+#[test]
+fn an_offset_out_of_range_is_said_not_skipped() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "gone", 1), topic(&*log, "gone-out", 1));
+    fill(&*log, &from, 1, 100);
+    let group: ConsumerGroup = fresh("g").parse().unwrap();
+    let partition = TopicPartition::new(&from, 0);
+    log.offsets().alter(&group, &BTreeMap::from([(partition.clone(), 10)])).unwrap();
+    let file = plain().dir.join("delete.json");
+    let request = format!(r#"{{"version":1,"partitions":[{{"topic":"{from}","partition":0,"offset":50}}]}}"#);
+    std::fs::write(&file, request).unwrap();
+    plain()
+        .tool("org.apache.kafka.tools.DeleteRecordsCommand", &["--offset-json-file", file.to_str().unwrap()]);
+    let mut lane = Lane::open(&*log, &spec(group.as_str(), &fresh("t"), &from, &to)).unwrap();
+    let error = lane.run(LONG, |_| false).expect_err("records are gone");
+    match error {
+        LogError::OffsetOutOfRange { partition: which, wanted, first, end } => {
+            assert_eq!((which, wanted, first, end), (partition, 10, 50, 100));
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn paused_partitions_wait_and_go_on_where_they_stopped() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "pause", 2), topic(&*log, "pause-out", 2));
+    fill(&*log, &from, 2, 2000);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    let paused = [TopicPartition::new(&from, 0)];
+    lane.run(LONG, |lane| lane.copied > 0).unwrap();
+    lane.session.pause(&paused);
+    let held = lane.ledger.next(&paused[0]);
+    let other = TopicPartition::new(&from, 1);
+    lane.run(LONG, |lane| lane.ledger.next(&other) == Some(1000)).unwrap();
+    for _ in 0..10 {
+        lane.step().unwrap();
+    }
+    assert_eq!(lane.ledger.next(&paused[0]), held, "a paused partition stands still");
+    lane.session.resume(&paused);
+    lane.run(LONG, |lane| lane.copied == 2000).unwrap();
+    lane.commit().unwrap();
+    drop(lane);
+    oracle::assert_copied(plain(), &from, &to);
+}
+
+#[test]
+fn partitions_added_are_read_and_written() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "grow", 1), topic(&*log, "grow-out", 1));
+    fill(&*log, &from, 1, 100);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 100).unwrap();
+    for name in [&to, &from] {
+        let args = ["--alter", "--topic", name.as_str(), "--partitions", "3"];
+        plain().tool("org.apache.kafka.tools.TopicCommand", &args);
+    }
+    let began = Instant::now();
+    lane.run(LONG, |lane| lane.assigned.len() == 3).unwrap();
+    eprintln!("new partitions after {:?}", began.elapsed());
+    let more = |n: u32| Produce {
+        topic: from.clone(),
+        partition: Some(n % 3),
+        record: Record::new(Some(format!("m{n}").as_bytes()), Some(b"more")),
+    };
+    plain().log().produce(&(0..300).map(more).collect::<Vec<_>>()).unwrap();
+    lane.run(LONG, |lane| lane.copied == 400 && lane.at_end.len() > 2).unwrap();
+    drop(lane);
+    oracle::assert_copied(plain(), &from, &to);
+}
+
+#[test]
+fn a_deleted_topic_is_named() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "deleted", 1), topic(&*log, "deleted-out", 1));
+    fill(&*log, &from, 1, 10);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 10 && !lane.at_end.is_empty()).unwrap();
+    log.topics().delete(&from).unwrap();
+    let error = lane.run(LONG, |_| false).expect_err("the input is gone");
+    assert!(error.to_string().contains(from.as_str()), "{error}");
+    assert_eq!(error.disposition(), Disposition::User, "{error}");
+    let missing = spec(&fresh("g"), &fresh("t"), &from, &to);
+    assert!(matches!(log.lane(&missing).err(), Some(LogError::UnknownTopic(name)) if name == from));
+}
+
+#[test]
+fn at_least_once_needs_no_transaction() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "atleast", 2), topic(&*log, "atleast-out", 2));
+    fill(&*log, &from, 2, 5000);
+    let mut spec = spec(&fresh("g"), &fresh("t"), &from, &to);
+    spec.delivery = Delivery::AtLeastOnce;
+    let mut lane = Lane::open(&*log, &spec).unwrap();
+    lane.run(LONG, |lane| lane.copied >= 5000 && lane.at_end.len() >= 2).unwrap();
+    drop(lane);
+    oracle::assert_copied(plain(), &from, &to);
+    // No transaction markers: offsets are dense.
+    assert_eq!(log.topics().extents(&to).unwrap()[0], Extent { first: 0, end: 2500 });
+}
+
+#[test]
+fn outputs_are_checked_and_placed() {
+    let log = plain().log();
+    let from = topic(&*log, "check", 1);
+    let to: TopicName = fresh("check-out").parse().unwrap();
+    let small = TopicConfig { partitions: 3, max_record_bytes: 2000, ..TopicConfig::compacted() };
+    log.topics().create(&to, &small).unwrap();
+    fill(&*log, &from, 1, 1);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    let mut emit = |record: Record, placement| {
+        let payload = record.payload();
+        lane.session.emit(&Emit { topic: &to, placement, timestamp: 1, payload: &payload })
+    };
+    let by_key = Placement::By(Partitioner::Key, 0);
+    let no_key = emit(Record::new(None, Some(b"v")), by_key).unwrap_err();
+    assert!(matches!(no_key, LogError::RecordRefused { .. }), "{no_key}");
+    let too_large = emit(Record::new(Some(b"k"), Some(&[0; 2000])), by_key).unwrap_err();
+    assert!(matches!(too_large, LogError::RecordRefused { .. }), "{too_large}");
+    let nowhere = emit(Record::new(Some(b"k"), None), Placement::Exactly(3)).unwrap_err();
+    assert!(matches!(nowhere, LogError::UnknownPartition { count: 3, .. }), "{nowhere}");
+    // As large as may be, and where the Java client would put it.
+    emit(Record::new(Some(b"foobar"), Some(&[1; 1900])), by_key).unwrap();
+    emit(Record::new(Some(b"x"), Some(b"source")), Placement::By(Partitioner::Source, 2)).unwrap();
+    lane.session.ack_commit(&lane.ledger).unwrap();
+    let mut reader = log.reader(&to, None, ReadFrom::Start).unwrap();
+    let mut places = Vec::new();
+    while places.len() < 2 {
+        places.extend(reader.fetch(LONG).unwrap().into_iter().map(|f| (f.record.key.unwrap(), f.partition)));
+    }
+    places.sort();
+    let murmur = Partitioner::Key.choose(Some(b"foobar"), 0, 3);
+    assert_eq!(places, [(b"foobar".to_vec(), murmur), (b"x".to_vec(), 2)]);
+}
+
+#[test]
+fn topics_are_made_described_and_removed() {
+    let log = plain().log();
+    let name: TopicName = fresh("admin").parse().unwrap();
+    let config = TopicConfig {
+        partitions: 3,
+        cleanup: Cleanup::CompactAndDelete,
+        retention_ms: Some(3_600_000),
+        retention_bytes: None,
+        max_record_bytes: 5000,
+        materialized: false,
+    };
+    assert_eq!(log.topics().describe(&name).unwrap(), None);
+    log.topics().create(&name, &config).unwrap();
+    let exists = log.topics().create(&name, &config);
+    assert!(matches!(exists, Err(LogError::TopicExists(_))), "{exists:?}");
+    let info = log.topics().describe(&name).unwrap().unwrap();
+    assert_eq!(info.config, config);
+    assert!(log.topics().list().unwrap().contains(&info));
+    log.topics().delete(&name).unwrap();
+    assert!(matches!(log.topics().delete(&name), Err(LogError::UnknownTopic(_))));
+    log.topics().create(&name, &config).unwrap();
+    assert_ne!(log.topics().describe(&name).unwrap().unwrap().id, info.id, "another topic of the same name");
+}
+
+#[test]
+fn readers_start_where_they_are_told() {
+    let log = plain().log();
+    let name = topic(&*log, "reader", 1);
+    fill(&*log, &name, 1, 100);
+    let cases = [
+        (ReadFrom::Start, 100),
+        (ReadFrom::End, 0),
+        (ReadFrom::Offset(40), 60),
+        (ReadFrom::Last(7), 7),
+        (ReadFrom::Timestamp(0), 100),
+    ];
+    for (from, count) in cases {
+        let mut reader = log.reader(&name, Some(&[0]), from).unwrap();
+        let mut records = 0;
+        while !reader.is_caught_up().unwrap() {
+            records += reader.fetch(Duration::from_millis(100)).unwrap().len();
+        }
+        assert_eq!(records, count, "{from:?}");
+    }
+    assert_eq!(log.topics().offsets_at(&name, 0).unwrap(), [0]);
+    assert_eq!(log.topics().offsets_at(&name, i64::MAX / 2).unwrap(), [100]);
+    assert!(matches!(
+        log.reader(&name, Some(&[9]), ReadFrom::Start).err(),
+        Some(LogError::UnknownPartition { .. })
+    ));
+}
+
+#[test]
+fn groups_are_looked_at_changed_and_removed() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "group", 1), topic(&*log, "group-out", 1));
+    fill(&*log, &from, 1, 10);
+    let group: ConsumerGroup = fresh("g").parse().unwrap();
+    let at = |offset| BTreeMap::from([(TopicPartition::new(&from, 0), offset)]);
+    assert_eq!(log.offsets().members(&group).unwrap(), 0);
+    assert!(log.offsets().committed(&group).unwrap().is_empty());
+    log.offsets().alter(&group, &at(4)).unwrap();
+    assert_eq!(log.offsets().committed(&group).unwrap(), at(4));
+    let mut lane = Lane::open(&*log, &spec(group.as_str(), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 6 && !lane.at_end.is_empty()).unwrap();
+    assert_eq!(log.offsets().members(&group).unwrap(), 1);
+    assert!(log.offsets().groups().unwrap().contains(&group));
+    let busy = log.offsets().alter(&group, &at(0)).unwrap_err();
+    assert!(matches!(busy, LogError::Refused(_)), "{busy}");
+    assert!(log.offsets().delete(&group).is_err());
+    drop(lane);
+    assert_eq!(log.offsets().members(&group).unwrap(), 0, "leaving is not left to the session time-out");
+    log.offsets().delete(&group).unwrap();
+    log.offsets().delete(&group).unwrap();
+    assert!(!log.offsets().groups().unwrap().contains(&group));
+}
+
+fn next_event(fold: &mut dyn coproc::ports::Fold) -> FoldEvent {
+    let deadline = Instant::now() + LONG;
+    loop {
+        match fold.next(Duration::from_millis(200)) {
+            Ok(FoldEvent::Idle) | Err(LogError::UnknownTopic(_)) => {}
+            Ok(event) => return event,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(Instant::now() < deadline, "the fold says nothing");
+    }
+}
+
+#[test]
+fn a_fold_follows_and_begins_anew_with_the_topic() {
+    let log = plain().log();
+    let name: TopicName = fresh("fold").parse().unwrap();
+    log.topics().create(&name, &TopicConfig::compacted()).unwrap();
+    let keyed = |key: &str, value: Option<&str>| Keyed {
+        key: key.as_bytes().to_vec(),
+        value: value.map(|value| value.as_bytes().to_vec()),
+    };
+    let mut writer = log.fenced_writer(&name, &fresh("w")).unwrap();
+    writer.write(&[keyed("a", Some("1")), keyed("b", None)]).unwrap();
+    let mut fold = log.fold(&name).unwrap();
+    let short = |event: FoldEvent| match event {
+        FoldEvent::Record { key, value, .. } => {
+            format!("{}={:?}", String::from_utf8(key).unwrap(), value.map(|v| String::from_utf8(v).unwrap()))
+        }
+        other => format!("{other:?}"),
+    };
+    let mut said = |count| (0..count).map(|_| short(next_event(&mut *fold))).collect::<Vec<_>>();
+    assert_eq!(said(3), ["a=Some(\"1\")", "b=None", "CaughtUp"]);
+    writer.write(&[keyed("c", Some("3"))]).unwrap();
+    assert_eq!(said(1), ["c=Some(\"3\")"]);
+    log.topics().delete(&name).unwrap();
+    log.topics().create(&name, &TopicConfig::compacted()).unwrap();
+    assert_eq!(said(2), ["Reset", "CaughtUp"]);
+
+    let loose = topic(&*log, "loose", 1);
+    assert!(matches!(log.fold(&loose).err(), Some(LogError::BadConfig(_))));
+}
+
+#[test]
+fn a_later_writer_fences_the_earlier() {
+    let log = plain().log();
+    let name: TopicName = fresh("fenced").parse().unwrap();
+    log.topics().create(&name, &TopicConfig::compacted()).unwrap();
+    let id = fresh("w");
+    let record = [Keyed { key: b"k".to_vec(), value: Some(b"v".to_vec()) }];
+    let mut first = log.fenced_writer(&name, &id).unwrap();
+    first.write(&record).unwrap();
+    let mut second = log.fenced_writer(&name, &id).unwrap();
+    for _ in 0..2 {
+        let error = first.write(&record).unwrap_err();
+        assert!(matches!(error, LogError::Fenced(_)), "{error}");
+    }
+    second.write(&record).unwrap();
+    assert_eq!(read_all(&*log, &name).len(), 2);
+}
+
+#[test]
+fn an_open_transaction_holds_readers_back() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "open", 1), topic(&*log, "open-out", 1));
+    fill(&*log, &from, 1, 10);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.commit_interval = LONG;
+    lane.run(LONG, |lane| lane.copied == 10).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(log.topics().extents(&to).unwrap(), [Extent { first: 0, end: 0 }], "the last stable offset");
+    lane.commit().unwrap();
+    // Ten records and the marker.
+    await_end(&*log, &to, 11);
+    assert_eq!(read_all(&*log, &to).len(), 10);
+    let mut batch = Batch::default();
+    assert!(!matches!(lane.session.poll(&mut batch, Duration::ZERO), Event::Failed(_)));
+}
+
+#[test]
+fn a_cluster_says_what_it_can_do() {
+    let capabilities = plain().log().capabilities();
+    assert_eq!((capabilities.no_transactions, capabilities.no_compaction), (None, None));
+    let mut nobody = plain().config();
+    nobody.bootstrap_servers = vec!["127.0.0.1:1".to_owned()];
+    let error = coproc::kafka::KafkaLog::connect(nobody).err().unwrap();
+    assert_eq!(error.disposition(), Disposition::Transient, "{error}");
+}

@@ -1,0 +1,79 @@
+//! The one judge of delivery: two read-committed consumers that are not our code.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use coproc::core::names::TopicName;
+
+use super::cluster::Cluster;
+
+/// Key and value of each committed record, per partition, in order.
+pub type Contents = BTreeMap<u32, Vec<(String, String)>>;
+
+/// What both readers agree to see.
+pub fn contents(cluster: &Cluster, topic: &TopicName) -> Contents {
+    // Brokers write the markers of a commit in the background.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let librdkafka = kcat(cluster, topic);
+    let java = console_consumer(cluster, topic);
+    let count = |contents: &Contents| contents.values().map(Vec::len).sum::<usize>();
+    assert_eq!(count(&librdkafka), count(&java), "the two readers of {topic} disagree");
+    assert!(librdkafka == java, "the two readers of {topic} disagree");
+    librdkafka
+}
+
+/// What kcat sees.
+pub fn kcat(cluster: &Cluster, topic: &TopicName) -> Contents {
+    let output = Command::new("kcat")
+        .args(["-C", "-q", "-e", "-b", &cluster.bootstrap, "-t", topic.as_str(), "-o", "beginning"])
+        .args(["-X", "isolation.level=read_committed", "-f", "%p\t%k\t%s\n"])
+        .output()
+        .expect("kcat is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    collect(text.lines().map(str::to_owned))
+}
+
+fn console_consumer(cluster: &Cluster, topic: &TopicName) -> Contents {
+    let text = cluster.tool(
+        "org.apache.kafka.tools.consumer.ConsoleConsumer",
+        &[
+            "--topic",
+            topic.as_str(),
+            "--from-beginning",
+            "--timeout-ms",
+            "4000",
+            "--consumer-property",
+            "isolation.level=read_committed",
+            "--property",
+            "print.partition=true",
+            "--property",
+            "print.key=true",
+        ],
+    );
+    collect(text.lines().filter_map(|line| line.strip_prefix("Partition:")).map(str::to_owned))
+}
+
+fn collect(lines: impl Iterator<Item = String>) -> Contents {
+    let mut contents = Contents::new();
+    for line in lines {
+        let mut parts = line.splitn(3, '\t').map(str::to_owned);
+        let (Some(partition), Some(key), Some(value)) = (parts.next(), parts.next(), parts.next()) else {
+            panic!("not a record: {line:?}")
+        };
+        contents.entry(partition.parse().unwrap()).or_default().push((key, value));
+    }
+    contents
+}
+
+/// The copy holds every record of the source once, in the order of its partition.
+pub fn assert_copied(cluster: &Cluster, from: &TopicName, to: &TopicName) {
+    let (wanted, found) = (kcat(cluster, from), contents(cluster, to));
+    let count = |contents: &Contents| contents.values().map(Vec::len).sum::<usize>();
+    assert_eq!(count(&found), count(&wanted), "records in {to} against {from}");
+    for (partition, wanted) in &wanted {
+        let found = found.get(partition).map(Vec::as_slice).unwrap_or_default();
+        let first = wanted.iter().zip(found).position(|(wanted, found)| wanted != found);
+        assert!(wanted == found, "partition {partition} differs, first at {first:?}");
+    }
+}
