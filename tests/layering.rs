@@ -94,7 +94,7 @@ fn libraries_stay_behind_their_walls() {
         ("anyhow::", &["cli", "main"]),
         ("clap::", &["cli", "main"]),
         ("std::env::", &["cli", "main"]),
-        ("std::thread::Builder", &["node", "log", "wasm", "kafka", "oci", "connect", "cli"]),
+        ("std::thread::Builder", &["node", "operator", "log", "wasm", "kafka", "oci", "connect", "cli"]),
     ];
     let mut wrong = Vec::new();
     for (path, text) in sources() {
