@@ -29,6 +29,8 @@ mod golden;
 mod harness;
 mod init;
 mod inspect;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod list;
 mod log;
 mod logs;

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::cli::open::Target;
+use crate::cli::exit::{Exit, coded};
+use crate::cli::open::{Place, Target};
 use crate::cli::runtime::{self, Config, HttpArg, LogFormat};
 use crate::core::names::NodeId;
 use crate::core::units::Span;
@@ -42,11 +43,16 @@ pub struct Command {
 impl Command {
     /// Runs it until it is told to stop.
     pub fn run(&self, target: &Target) -> anyhow::Result<()> {
+        let Place::Directory(dir) = target.place()? else {
+            let message = "dev is a node on the embedded log: `coproc node` runs one on Kafka";
+            return Err(coded(Exit::Usage, message));
+        };
         runtime::run(Config {
             node_id: NodeId(self.node_id),
             pool: target.pool.clone(),
             installation: target.installation.clone(),
-            dir: PathBuf::clone(&target.dir),
+            place: Place::Directory(dir.clone()),
+            dir,
             http: self.http.0,
             max_lanes: self.max_lanes.map_or_else(runtime::default_max_lanes, std::num::NonZeroUsize::get),
             drain: Span::from_ms(8_000),

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::cli::exit::{Exit, coded};
 use crate::cli::modules::{Lines, Module};
-use crate::cli::open::{Target, now_ms};
+use crate::cli::open::{Place, Target, now_ms};
 use crate::cli::output::{FormatArgs, Table};
 use crate::cli::{engine, harness};
 use crate::control::desired::{self, Desired};
@@ -64,9 +64,15 @@ impl Command {
     /// Runs it.
     pub fn run(&self, target: &Target) -> anyhow::Result<()> {
         let mut findings = Findings::default();
-        let exists = target.dir.is_dir();
-        look_at_directory(&target.dir, exists, &mut findings);
-        if exists {
+        let has_log = match target.place() {
+            Ok(Place::Directory(dir)) => {
+                let exists = dir.is_dir();
+                look_at_directory(&dir, exists, &mut findings);
+                exists
+            }
+            _ => true,
+        };
+        if has_log {
             match target.log() {
                 Ok(log) => look_at_log(log.as_ref(), &mut findings),
                 Err(error) => findings.add("log", Verdict::Fail, error.to_string()),

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::cli::exit::{Exit, coded};
-use crate::cli::open::Target;
+use crate::cli::open::{Place, Target};
 use crate::cli::runtime::{self, Config, HttpArg, LogFormat};
 use crate::core::names::{Installation, NodeId, PoolName};
 use crate::core::units::Span;
@@ -19,7 +19,8 @@ const MAX_DRAIN: Span = Span::from_ms(8_000);
 
 /// Run a node as a service
 ///
-/// The file is YAML: nodeId, pool, installation, dir, http (an address, or off), maxLanes, drain,
+/// The file is YAML: nodeId, pool, installation, dir, kafka (bootstrapServers, tls, sasl, assignor,
+/// staticMembership, config; the embedded log without it), registry, http (an address, or off), maxLanes, drain,
 /// schemaRegistry, logFilter, logFormat (text or json), dropFolder. SIGTERM stops the node in good order, a second one at
 /// once.
 #[derive(Debug, Args)]
@@ -54,6 +55,26 @@ struct RawConfig {
     drop_folder: Option<PathBuf>,
     #[cfg(feature = "oci")]
     registry: Option<crate::oci::RawOciConfig>,
+    #[cfg(feature = "kafka")]
+    kafka: Option<crate::kafka::RawKafkaConfig>,
+}
+
+impl RawConfig {
+    /// The cluster, where one is named; the directory otherwise.
+    #[cfg_attr(
+        not(feature = "kafka"),
+        expect(clippy::unused_self, reason = "only Kafka is named in the file")
+    )]
+    fn place(&mut self, target: &Target, dir: &Path) -> anyhow::Result<Place> {
+        #[cfg(feature = "kafka")]
+        if let Some(config) =
+            target.kafka.config(self.kafka.take()).map_err(|bad| coded(Exit::Usage, bad.to_string()))?
+        {
+            return Ok(Place::Cluster(Box::new(config)));
+        }
+        let _ = target;
+        Ok(Place::Directory(dir.to_owned()))
+    }
 }
 
 impl Command {
@@ -64,7 +85,7 @@ impl Command {
     }
 
     /// Flags before the file, the file before defaults.
-    fn mean(&self, raw: RawConfig, target: &Target) -> anyhow::Result<Config> {
+    fn mean(&self, mut raw: RawConfig, target: &Target) -> anyhow::Result<Config> {
         let usage = |message: &str| coded(Exit::Usage, message);
         let id = self.node_id.or(raw.node_id);
         let id =
@@ -80,11 +101,14 @@ impl Command {
             return Err(usage("maxLanes is 0: the node could run nothing"));
         }
         let http = self.http.or(raw.http).unwrap_or_default();
+        let dir = raw.dir.take().unwrap_or_else(|| target.dir.clone());
+        let place = raw.place(target, &dir)?;
         Ok(Config {
             node_id: NodeId(id),
             pool: raw.pool.unwrap_or_else(|| target.pool.clone()),
             installation: raw.installation.unwrap_or_else(|| target.installation.clone()),
-            dir: raw.dir.unwrap_or_else(|| target.dir.clone()),
+            place,
+            dir,
             http: http.0,
             max_lanes,
             drain,
@@ -136,6 +160,19 @@ mod tests {
         let config = mean(&["--http", "0.0.0.0:1"], "{nodeId: 5}").unwrap();
         assert_eq!(config.http, Some(([0, 0, 0, 0], 1).into()));
         assert_eq!(mean(&[], "{nodeId: 1}").unwrap().http, Some(([127, 0, 0, 1], 9464).into()));
+    }
+
+    #[cfg(feature = "kafka")]
+    #[test]
+    fn a_named_cluster_is_the_log() {
+        let brokers = |args: &[&str], yaml| match mean(args, yaml).unwrap().place {
+            Place::Cluster(config) => config.bootstrap_servers.join(","),
+            Place::Directory(dir) => dir.display().to_string(),
+        };
+        let yaml = "{nodeId: 1, dir: d, kafka: {bootstrapServers: ['a:1']}}";
+        assert_eq!(brokers(&[], yaml), "a:1");
+        assert_eq!(brokers(&["--brokers", "b:2,c:3"], yaml), "b:2,c:3");
+        assert_eq!(brokers(&[], "{nodeId: 1, dir: d}"), "d");
     }
 
     #[test]

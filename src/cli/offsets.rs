@@ -1,4 +1,6 @@
-//! `coproc offsets`: how far consumer groups are.
+//! `coproc offsets`: how far consumer groups are, and setting it.
+
+mod change;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -7,16 +9,20 @@ use crate::cli::exit::{Exit, coded};
 use crate::cli::open::Target;
 use crate::cli::output::{FormatArgs, Table};
 use crate::control::desired::{self, Desired};
-use crate::core::deployment::Source;
-use crate::core::names::{ConsumerGroup, TopicName};
+use crate::core::deployment::{Deployment, KafkaSource, Source};
+use crate::core::names::{ConsumerGroup, Identity, TopicName};
 use crate::ports::{Log, LogError};
 
-/// Look at committed offsets
+/// Look at committed offsets, and change those of a paused deployment
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List committed offsets and how far each is behind
     #[command(visible_alias = "ls")]
     List(ListArgs),
+    /// Set committed offsets of a paused deployment, partition by partition
+    Alter(change::AlterArgs),
+    /// Move a paused deployment to a position, in every partition of its inputs
+    Reset(change::ResetArgs),
 }
 
 /// Arguments of `offsets list`.
@@ -45,13 +51,22 @@ struct Row {
 impl Command {
     /// Runs it.
     pub fn run(&self, target: &Target) -> anyhow::Result<()> {
-        let Self::List(args) = self;
+        match self {
+            Self::List(args) => args.list(target),
+            Self::Alter(args) => args.run(target),
+            Self::Reset(args) => args.run(target),
+        }
+    }
+}
+
+impl ListArgs {
+    fn list(&self, target: &Target) -> anyhow::Result<()> {
         let log = target.log()?;
         let mut rows = Vec::new();
-        for group in args.groups(target, log.as_ref())? {
+        for group in self.groups(target, log.as_ref())? {
             rows.extend(rows_of(log.as_ref(), &group)?);
         }
-        args.output.print(&rows, |_| {
+        self.output.print(&rows, |_| {
             let mut table =
                 Table::new(&["GROUP", "TOPIC", "PARTITION", "COMMITTED", "END", "LAG", "MEMBERS"]);
             let or_dash = |number: Option<i64>| number.map_or_else(|| "-".into(), |n| n.to_string());
@@ -69,9 +84,7 @@ impl Command {
             table
         })
     }
-}
 
-impl ListArgs {
     fn groups(&self, target: &Target, log: &dyn Log) -> anyhow::Result<Vec<ConsumerGroup>> {
         let all = log.offsets().groups()?;
         let wanted = match (&self.name, &self.group) {
@@ -91,14 +104,18 @@ impl ListArgs {
 fn group_of(target: &Target, log: &dyn Log, name: &str) -> anyhow::Result<ConsumerGroup> {
     let identity = target.deployment(log, name)?;
     let state = desired::read(log)?;
-    let chosen = match state.get(&identity) {
-        Some((_, Desired::Deployment(deployment))) => match &deployment.source {
-            Source::Kafka { kafka } => kafka.consumer_group.clone(),
-            Source::Unavailable => None,
-        },
-        _ => None,
-    };
-    Ok(chosen.unwrap_or_else(|| identity.consumer_group()))
+    Ok(match state.get(&identity) {
+        Some((_, Desired::Deployment(deployment))) => group(&identity, deployment),
+        _ => identity.consumer_group(),
+    })
+}
+
+/// The group of a deployment: the one that it names, or its own.
+fn group(identity: &Identity, deployment: &Deployment) -> ConsumerGroup {
+    match &deployment.source {
+        Source::Kafka { kafka: KafkaSource { consumer_group: Some(chosen), .. } } => chosen.clone(),
+        _ => identity.consumer_group(),
+    }
 }
 
 fn rows_of(log: &dyn Log, group: &ConsumerGroup) -> Result<Vec<Row>, LogError> {

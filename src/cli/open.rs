@@ -7,9 +7,13 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::cli::deployments;
+#[cfg(feature = "kafka")]
+use crate::cli::kafka::KafkaArgs;
 use crate::control::desired;
 use crate::core::names::{Identity, Installation, PoolName};
 use crate::core::record::TimestampMs;
+#[cfg(feature = "kafka")]
+use crate::kafka::{KafkaConfig, KafkaLog};
 use crate::log::socket::{RemoteLog, Server, socket_path};
 use crate::log::{self, EmbeddedLog, Options};
 use crate::ports::{Clock, Log, LogError};
@@ -48,6 +52,19 @@ pub struct Target {
         value_name = "NAME"
     )]
     pub pool: PoolName,
+    #[cfg(feature = "kafka")]
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
+}
+
+/// Where a log is.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// The embedded log of a directory.
+    Directory(PathBuf),
+    /// A Kafka cluster.
+    #[cfg(feature = "kafka")]
+    Cluster(Box<KafkaConfig>),
 }
 
 /// How long a command waits for another one that has the store open.
@@ -56,7 +73,20 @@ const PATIENCE: Duration = Duration::from_secs(3);
 impl Target {
     /// Opens the log, or connects to the node that has it open.
     pub fn log(&self) -> Result<Arc<dyn Log>, LogError> {
-        patiently(|| log::open_or_connect(&self.dir, Options::default()))
+        match self.place()? {
+            Place::Directory(dir) => patiently(|| log::open_or_connect(&dir, Options::default())),
+            #[cfg(feature = "kafka")]
+            Place::Cluster(config) => Ok(KafkaLog::connect(*config)?),
+        }
+    }
+
+    /// Which log the flags mean: a cluster where one is named, the directory otherwise.
+    pub fn place(&self) -> Result<Place, LogError> {
+        #[cfg(feature = "kafka")]
+        if let Some(config) = self.kafka.config(None)? {
+            return Ok(Place::Cluster(Box::new(config)));
+        }
+        Ok(Place::Directory(self.dir.clone()))
     }
 
     /// The deployment that a user means by this name.
@@ -65,16 +95,24 @@ impl Target {
     }
 }
 
-/// A log that this process has open and serves to other commands.
+/// A node's log; an embedded one is served to other commands for as long as this lives.
 pub struct Served {
     /// The log.
     pub log: Arc<dyn Log>,
     /// Ends with this.
-    _server: Server,
+    _server: Option<Server>,
 }
 
-/// Opens the log for a node, and serves it: no other node may have it open.
-pub fn serve(dir: &Path) -> Result<Served, LogError> {
+/// Opens the log for a node. An embedded one is served: no other node may have it open.
+pub fn serve(place: &Place) -> Result<Served, LogError> {
+    match place {
+        Place::Directory(dir) => serve_directory(dir),
+        #[cfg(feature = "kafka")]
+        Place::Cluster(config) => Ok(Served { log: KafkaLog::connect((**config).clone())?, _server: None }),
+    }
+}
+
+fn serve_directory(dir: &Path) -> Result<Served, LogError> {
     let path = socket_path(dir);
     let log: Arc<dyn Log> = patiently(|| {
         let opened = EmbeddedLog::open(dir, Options::default());
@@ -86,7 +124,7 @@ pub fn serve(dir: &Path) -> Result<Served, LogError> {
     })?
     .map_err(LogError::Locked)?;
     let server = Server::start(log.clone(), &path)?;
-    Ok(Served { log, _server: server })
+    Ok(Served { log, _server: Some(server) })
 }
 
 /// Tries again for a while where another command has the store open: it will be done soon.

@@ -16,8 +16,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::drop_folder::DropFolder;
+use crate::cli::engine;
 use crate::cli::exit::{Exit, coded};
-use crate::cli::{engine, open};
+use crate::cli::open::{self, Place};
 use crate::control::modules::{Stores, TopicStore};
 use crate::core::names::{Installation, NodeId, PoolName};
 use crate::core::units::Span;
@@ -35,7 +36,9 @@ pub struct Config {
     pub pool: PoolName,
     /// Its installation.
     pub installation: Installation,
-    /// Where the embedded log is.
+    /// The log that it runs on.
+    pub place: Place,
+    /// Where it keeps compiled code and modules.
     pub dir: PathBuf,
     /// Where metrics and probes are served.
     pub http: Option<SocketAddr>,
@@ -116,7 +119,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     start_logging(&config)?;
     let (signals, _listener) = listen()?;
     // Dropped last: the status of the end is still written, and other commands are served until then.
-    let served = open::serve(&config.dir)?;
+    let served = open::serve(&config.place)?;
     let log = served.log.clone();
     let engine = engine::new(Some(config.dir.join("cache")), config.schema_registry.as_deref())?;
     let parts = NodeParts {
@@ -125,14 +128,14 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         engine,
         clock: Arc::new(SystemClock::default()),
     };
-    let (id, dir) = (config.node_id, config.dir.display().to_string());
+    let (id, on) = (config.node_id, log.capabilities().description);
     let (installation, pool) = (config.installation.clone(), config.pool.clone());
     let drop_folder = config.drop_folder.clone();
     let node = Node::start(node_config(config), parts)?;
     let watch = |folder| DropFolder::start(folder, log, installation, pool);
     let _drop_folder = drop_folder.map(watch).transpose()?;
     let http = node.http_address().map_or_else(String::new, |at| format!(", metrics at http://{at}/metrics"));
-    tracing::info!(node = %id, "node {id} runs on {dir}{http}");
+    tracing::info!(node = %id, "node {id} runs on {on}{http}");
     while signals.load(Ordering::Relaxed) == 0 {
         if node.has_failed() {
             return Err(coded(

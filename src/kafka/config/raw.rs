@@ -9,10 +9,11 @@ use super::{Assignor, BadKafkaConfig, KafkaConfig, Mechanism, Tls, disallowed};
 use crate::kafka::auth::Credentials;
 
 /// The cluster connection as a user writes it. Secrets are named by file, never given.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RawKafkaConfig {
     /// `host:port` of some brokers.
+    #[serde(default)]
     pub bootstrap_servers: Vec<String>,
     /// Present: TLS.
     pub tls: Option<RawTls>,
