@@ -26,3 +26,5 @@ mod ranges;
 mod socket;
 #[path = "log/topics.rs"]
 mod topics;
+#[path = "log/uncertain.rs"]
+mod uncertain;

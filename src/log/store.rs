@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -48,6 +48,9 @@ pub struct Store {
     committed: Mutex<Committed>,
     fences: Mutex<HashMap<String, Arc<AtomicU64>>>,
     last_commit: AtomicU64,
+    /// It is not known how far the engine is: nothing is committed before that was looked up. Else the number of a
+    /// commit that went through after all would be given to another.
+    tainted: AtomicBool,
     append_ms: AtomicI64,
     next_id: AtomicU64,
 }
@@ -68,6 +71,7 @@ impl Store {
             append_ms: AtomicI64::new(stored_number(&engine, CLOCK_KEY)? as i64),
             next_id: AtomicU64::new(stored_number(&engine, NEXT_ID_KEY)?.max(1)),
             last_commit: AtomicU64::new(last_commit),
+            tainted: AtomicBool::new(false),
             committed: Mutex::new(committed),
             topics: RwLock::new(topics),
             fences: Mutex::default(),
@@ -206,9 +210,9 @@ impl Store {
     /// commit went through after all.
     pub fn commit(&self, number: u64, append_ms: TimestampMs, writes: &[Write]) -> Result<(), LogError> {
         fail::fail_point!("log::commit::before_write", |_| Err(LogError::Storage("injected".into())));
-        if !self.engine.is_open() {
-            self.engine.reopen()?;
+        if self.tainted.load(Ordering::Acquire) {
             self.check_whole()?;
+            self.tainted.store(false, Ordering::Release);
         }
         self.commit_or_settle(number, writes)?;
         self.last_commit.store(number, Ordering::Release);
@@ -232,8 +236,16 @@ impl Store {
         if self.settle(number, &error)? { Ok(()) } else { Err(error) }
     }
 
-    /// Opens the engine anew after a failed commit: whether the commit is in it, and then durable.
+    /// Opens the engine anew after a failed commit: whether the commit is in it, and then durable. Until that is
+    /// known the store is tainted.
     fn settle(&self, number: u64, error: &LogError) -> Result<bool, LogError> {
+        self.tainted.store(true, Ordering::Release);
+        let is_committed = self.look_up(number, error)?;
+        self.tainted.store(false, Ordering::Release);
+        Ok(is_committed)
+    }
+
+    fn look_up(&self, number: u64, error: &LogError) -> Result<bool, LogError> {
         let uncertain = |again: LogError| LogError::Uncertain(format!("{error}; then: {again}"));
         self.engine.reopen().map_err(uncertain)?;
         let stored = stored_number(&self.engine, COMMIT_KEY).map_err(uncertain)?;
@@ -245,11 +257,18 @@ impl Store {
         }
         // It was written whole, only the answer failed. What a failed sync left in the page cache may never reach
         // the disk, so the journal is not trusted with it.
+        fail::fail_point!("log::settle::before_sync", |_| Err(uncertain(LogError::Storage(
+            "injected".into()
+        ))));
         self.engine.flush().and_then(|()| self.engine.sync()).map_err(uncertain)?;
         Ok(true)
     }
 
+    /// Whether the engine is just as far as what is in memory.
     fn check_whole(&self) -> Result<(), LogError> {
+        if !self.engine.is_open() {
+            self.engine.reopen()?;
+        }
         let stored = stored_number(&self.engine, COMMIT_KEY)?;
         match stored.checked_sub(self.last_commit()) {
             Some(0) => Ok(()),
