@@ -133,8 +133,9 @@ impl Store {
         }
     }
 
-    /// Claims an id: whoever claimed it before is fenced.
-    pub fn claim(&self, what: String) -> Fence {
+    /// Claims an id: whoever claimed it before is fenced, and what they had under way is done or refused when this
+    /// returns. Who reads after that sees all they ever wrote.
+    pub fn claim(&self, what: String) -> Result<Fence, LogError> {
         let cell = self.fences.lock().entry(what.clone()).or_default().clone();
         let epoch = cell.fetch_add(1, Ordering::AcqRel) + 1;
         Fence { what, cell, epoch }
