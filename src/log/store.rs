@@ -43,6 +43,9 @@ pub struct Store {
     pub housekeeping: Mutex<()>,
     /// How long tombstones stay.
     pub delete_retention_ms: u64,
+    /// Most keys that compaction remembers.
+    pub compaction_keys: usize,
+    durability: Durability,
     home: Home,
     clock: Arc<dyn Clock>,
     committed: Mutex<Committed>,
@@ -80,6 +83,8 @@ impl Store {
             catalog_watchers: Watchers::default(),
             housekeeping: Mutex::default(),
             delete_retention_ms: options.delete_retention.as_millis() as u64,
+            compaction_keys: options.compaction_keys.max(1),
+            durability: options.durability,
             clock: options.clock,
             engine,
             home,
