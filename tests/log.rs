@@ -18,6 +18,8 @@ mod crash;
 mod damage;
 #[path = "log/full_disk.rs"]
 mod full_disk;
+#[path = "log/giving_back.rs"]
+mod giving_back;
 #[path = "log/lanes.rs"]
 mod lanes;
 #[path = "log/ranges.rs"]

@@ -39,8 +39,8 @@ pub struct Store {
     pub topics: RwLock<BTreeMap<TopicName, Arc<Topic>>>,
     /// Who wants to know when a topic comes or goes.
     pub catalog_watchers: Watchers,
-    /// Held by whoever does housekeeping: two at once would undo each other.
-    pub housekeeping: Mutex<()>,
+    /// Held by whoever does housekeeping: two at once would undo each other. Bytes that were removed and not given back.
+    pub housekeeping: Mutex<u64>,
     /// How long tombstones stay.
     pub delete_retention_ms: u64,
     /// Most keys that compaction remembers.
