@@ -22,6 +22,8 @@ mod full_disk;
 mod giving_back;
 #[path = "log/lanes.rs"]
 mod lanes;
+#[path = "log/power.rs"]
+mod power;
 #[path = "log/ranges.rs"]
 mod ranges;
 #[path = "log/socket.rs"]

@@ -10,7 +10,6 @@ use parking_lot::{Mutex, RwLock};
 use crate::core::ledger::TopicPartition;
 use crate::core::names::{ConsumerGroup, TopicName};
 use crate::core::record::{Offset, TimestampMs};
-use crate::log::Options;
 use crate::log::catalog::{
     self, CLOCK_KEY, COMMIT_KEY, NEXT_ID_KEY, OFFSET_PREFIX, Partition, SPAN_PREFIX, Span, StoredTopic,
     TOPIC_PREFIX, Topic,
@@ -22,6 +21,7 @@ use crate::log::home::Home;
 use crate::log::queue::Queue;
 use crate::log::request::{Append, Appended, Commit, Edit, Effect, Fence, OffsetChange, Request};
 use crate::log::signal::Watchers;
+use crate::log::{Durability, Options};
 use crate::ports::{Clock, LogError};
 
 /// The offsets of consumer groups.
@@ -143,7 +143,8 @@ impl Store {
     pub fn claim(&self, what: String) -> Result<Fence, LogError> {
         let cell = self.fences.lock().entry(what.clone()).or_default().clone();
         let epoch = cell.fetch_add(1, Ordering::AcqRel) + 1;
-        Fence { what, cell, epoch }
+        self.edit(0, |_| Ok((Vec::new(), Box::new(|_: &Self| {}) as Effect)))?;
+        Ok(Fence { what, cell, epoch })
     }
 
     /// The committed offsets of a group.
@@ -223,8 +224,12 @@ impl Store {
         self.commit_or_settle(number, writes)?;
         self.last_commit.store(number, Ordering::Release);
         self.append_ms.store(append_ms, Ordering::Release);
-        // Without the note a damaged tail would be noticed less well: no reason to fail a commit that is done.
-        if let Err(error) = self.home.acknowledge(number) {
+        // A commit that is not on the disk may be lost with the power, and the note of it not: then the note would
+        // accuse a store that is as good as was promised.
+        if self.durability == Durability::Fsync
+            && let Err(error) = self.home.acknowledge(number)
+        {
+            // Without the note a damaged tail would be noticed less well: no reason to fail a commit that is done.
             tracing::debug!(%error, "could not note the number of the commit");
         }
         Ok(())
