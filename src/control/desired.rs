@@ -5,7 +5,6 @@
 //! that a deleted and re-created topic stops nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +12,7 @@ use crate::control::keys::ControlKey;
 use crate::control::topics::OwnTopic;
 use crate::core::deployment::{Deployment, SCHEMA, SchemaVersion};
 use crate::core::names::{Identity, PoolName};
-use crate::ports::{Fold, FoldEvent, Log, LogError};
+use crate::ports::{FoldEvent, Log, LogError};
 
 /// Largest control record that is looked at, in bytes.
 pub const MAX_CONTROL_BYTES: usize = 900 << 10;
@@ -255,14 +254,9 @@ impl DesiredState {
 
 /// Reads the whole desired state once, as it is now.
 pub fn read(log: &dyn Log) -> Result<DesiredState, LogError> {
-    let mut state = DesiredState::default();
-    if log.topics().describe(&OwnTopic::Control.name())?.is_none() {
-        return Ok(state);
-    }
-    let mut fold: Box<dyn Fold> = log.fold(&OwnTopic::Control.name())?;
-    while !state.caught_up {
-        state.apply(fold.next(Duration::from_secs(1))?);
-    }
+    let read = OwnTopic::Control.read(log, |state: &mut DesiredState, event| drop(state.apply(event)))?;
+    let mut state = read.unwrap_or_default();
+    state.apply(FoldEvent::CaughtUp);
     Ok(state)
 }
 
