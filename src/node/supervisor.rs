@@ -112,14 +112,14 @@ impl Supervisor {
 
     fn take_change(&mut self, change: Change) {
         match change {
-            Change::Set(identity, desired) => {
+            Change::Set(_, identity, desired) => {
                 tracing::info!(deployment = %identity, generation = desired.generation(), "a deployment is desired");
                 let now_ms = self.now_ms();
                 let entry = self.entries.entry(identity.clone()).or_insert_with(|| Entry::new(identity));
                 entry.desire(Some(desired), now_ms);
                 self.is_dirty = true;
             }
-            Change::Removed(identity) => {
+            Change::Removed(_, identity) => {
                 tracing::info!(deployment = %identity, "a deployment is to go");
                 let now_ms = self.now_ms();
                 if let Some(entry) = self.entries.get_mut(&identity) {
