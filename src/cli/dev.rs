@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::open::Target;
-use crate::cli::runtime::{self, Config, HttpArg, LogFormat};
+use crate::cli::runtime::{self, Config, DurabilityArg, HttpArg, LogFormat};
 use crate::core::names::NodeId;
 use crate::core::units::Span;
 
@@ -21,6 +21,9 @@ pub struct Command {
     /// Id of the node
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..1000))]
     node_id: u32,
+    /// What an acknowledged commit survives
+    #[arg(long, value_name = "LEVEL", default_value = "fsync")]
+    durability: DurabilityArg,
     /// Schema registry for guests that use one
     #[arg(long, value_name = "URL", env = "COPROC_SCHEMA_REGISTRY", hide_env_values = true)]
     schema_registry: Option<String>,
@@ -47,6 +50,7 @@ impl Command {
             pool: target.pool.clone(),
             installation: target.installation.clone(),
             dir: PathBuf::clone(&target.dir),
+            durability: self.durability,
             http: self.http.0,
             max_lanes: self.max_lanes.map_or_else(runtime::default_max_lanes, std::num::NonZeroUsize::get),
             drain: Span::from_ms(8_000),

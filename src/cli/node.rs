@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::cli::exit::{Exit, coded};
 use crate::cli::open::Target;
-use crate::cli::runtime::{self, Config, HttpArg, LogFormat};
+use crate::cli::runtime::{self, Config, DurabilityArg, HttpArg, LogFormat};
 use crate::core::names::{Installation, NodeId, PoolName};
 use crate::core::units::Span;
 
@@ -19,8 +19,9 @@ const MAX_DRAIN: Span = Span::from_ms(8_000);
 
 /// Run a node as a service
 ///
-/// The file is YAML: nodeId, pool, installation, dir, http (an address, or off), maxLanes, drain,
-/// schemaRegistry, logFilter, logFormat (text or json), dropFolder. SIGTERM stops the node in good order, a second one at
+/// The file is YAML: nodeId, pool, installation, dir, durability (fsync, or flush: commits survive the death of the
+/// process but not a power cut), http (an address, or off), maxLanes, drain, schemaRegistry, logFilter, logFormat
+/// (text or json), dropFolder. SIGTERM stops the node in good order, a second one at
 /// once.
 #[derive(Debug, Args)]
 pub struct Command {
@@ -45,6 +46,7 @@ struct RawConfig {
     pool: Option<PoolName>,
     installation: Option<Installation>,
     dir: Option<PathBuf>,
+    durability: Option<DurabilityArg>,
     http: Option<HttpArg>,
     max_lanes: Option<usize>,
     drain: Option<Span>,
@@ -85,6 +87,7 @@ impl Command {
             pool: raw.pool.unwrap_or_else(|| target.pool.clone()),
             installation: raw.installation.unwrap_or_else(|| target.installation.clone()),
             dir: raw.dir.unwrap_or_else(|| target.dir.clone()),
+            durability: raw.durability.unwrap_or_default(),
             http: http.0,
             max_lanes,
             drain,
@@ -136,6 +139,8 @@ mod tests {
         let config = mean(&["--http", "0.0.0.0:1"], "{nodeId: 5}").unwrap();
         assert_eq!(config.http, Some(([0, 0, 0, 0], 1).into()));
         assert_eq!(mean(&[], "{nodeId: 1}").unwrap().http, Some(([127, 0, 0, 1], 9464).into()));
+        assert_eq!(mean(&[], "{nodeId: 1}").unwrap().durability, DurabilityArg::Fsync);
+        assert_eq!(mean(&[], "{nodeId: 1, durability: flush}").unwrap().durability, DurabilityArg::Flush);
     }
 
     #[test]
@@ -145,6 +150,7 @@ mod tests {
             ("{nodeId: 1, nodeid: 2}", "unknown field `nodeid`"),
             ("{nodeId: 1, drain: 20s}", "not between"),
             ("{nodeId: 1, maxLanes: 0}", "maxLanes is 0"),
+            ("{nodeId: 1, durability: none}", "unknown variant `none`"),
             ("{nodeId: 1, http: here}", "neither an address"),
             ("{nodeId: 1, pool: A}", "has the character"),
         ] {

@@ -11,7 +11,7 @@ use crate::control::desired;
 use crate::core::names::{Identity, Installation, PoolName};
 use crate::core::record::TimestampMs;
 use crate::log::socket::{RemoteLog, Server, socket_path};
-use crate::log::{self, EmbeddedLog, Options};
+use crate::log::{self, Durability, EmbeddedLog, Options};
 use crate::ports::{Clock, Log, LogError};
 use crate::telemetry::clock::SystemClock;
 
@@ -74,10 +74,11 @@ pub struct Served {
 }
 
 /// Opens the log for a node, and serves it: no other node may have it open.
-pub fn serve(dir: &Path) -> Result<Served, LogError> {
+pub fn serve(dir: &Path, durability: Durability) -> Result<Served, LogError> {
     let path = socket_path(dir);
+    let options = Options { durability, ..Options::default() };
     let log: Arc<dyn Log> = patiently(|| {
-        let opened = EmbeddedLog::open(dir, Options::default());
+        let opened = EmbeddedLog::open(dir, options.clone());
         match opened {
             // Somebody serves it: that is a node, and it will not go away.
             Err(LogError::Locked(locked)) if RemoteLog::connect(&path).is_ok() => Ok(Err(locked)),
