@@ -77,6 +77,8 @@ pub struct Options {
     pub housekeeping_interval: Option<Duration>,
     /// How long tombstones stay in compacted topics.
     pub delete_retention: Duration,
+    /// Most keys that a pass of compaction remembers, at about 50 bytes each; with more, it takes several passes.
+    pub compaction_keys: usize,
     /// Where the time comes from.
     pub clock: Arc<dyn Clock>,
 }
@@ -88,6 +90,7 @@ impl Default for Options {
             cache_bytes: 8 << 20,
             housekeeping_interval: Some(Duration::from_secs(30)),
             delete_retention: Duration::from_hours(24),
+            compaction_keys: 1_000_000,
             clock: Arc::new(SystemClock::default()),
         }
     }

@@ -133,8 +133,8 @@ impl Node {
         let guest_logs =
             guest_logs::GuestLogs::start(parts.log.clone(), config.node_id, parts.clock.clone())?;
         let reporter = Reporter::start(parts.log.clone(), config.node_id)?;
-        let follower =
-            follower::start(parts.log.clone(), config.pool.clone(), metrics.clone(), to_supervisor)?;
+        let whose = (config.pool.clone(), config.installation.clone());
+        let follower = follower::start(parts.log.clone(), whose, metrics.clone(), to_supervisor)?;
         let drain = config.drain;
         let context = Context { config, parts, metrics: metrics.clone(), loader, guest_logs };
         let supervisor = Supervisor::new(context, reporter, ready.clone());

@@ -18,11 +18,17 @@ mod crash;
 mod damage;
 #[path = "log/full_disk.rs"]
 mod full_disk;
+#[path = "log/giving_back.rs"]
+mod giving_back;
 #[path = "log/lanes.rs"]
 mod lanes;
+#[path = "log/power.rs"]
+mod power;
 #[path = "log/ranges.rs"]
 mod ranges;
 #[path = "log/socket.rs"]
 mod socket;
 #[path = "log/topics.rs"]
 mod topics;
+#[path = "log/uncertain.rs"]
+mod uncertain;

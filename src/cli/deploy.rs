@@ -125,7 +125,7 @@ impl Command {
         let modules = modules::read_all(&manifest.steps)?;
         let log = target.log()?;
         let identity = of_cli(&target.installation, Kind::Coprocessor, manifest.name.clone());
-        let mut deployment = deployment(&manifest, &modules);
+        let deployment = deployment(&manifest, &modules);
         check(&deployment)?;
         if !self.no_topic_check {
             check_topics(log.as_ref(), &deployment)?;
@@ -137,8 +137,6 @@ impl Command {
             upload(log.as_ref(), &module.bytes)?;
         }
         let writer = DesiredWriter::new(log.as_ref(), target.installation.clone());
-        // A new module does not end a pause.
-        deployment.paused = writer.find(&identity).is_ok_and(|(_, before)| before.paused);
         let generation = writer.deploy(&target.pool, &identity, deployment)?;
         say(&format!("{} deployed, generation {generation}", identity.name))?;
         if self.wait {

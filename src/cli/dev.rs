@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::cli::exit::{Exit, coded};
 use crate::cli::open::{Place, Target};
-use crate::cli::runtime::{self, Config, HttpArg, LogFormat};
+use crate::cli::runtime::{self, Config, DurabilityArg, HttpArg, LogFormat};
 use crate::core::names::NodeId;
 use crate::core::units::Span;
 
@@ -22,6 +22,9 @@ pub struct Command {
     /// Id of the node
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..1000))]
     node_id: u32,
+    /// What an acknowledged commit survives
+    #[arg(long, value_name = "LEVEL", default_value = "fsync")]
+    durability: DurabilityArg,
     /// Schema registry for guests that use one
     #[arg(long, value_name = "URL", env = "COPROC_SCHEMA_REGISTRY", hide_env_values = true)]
     schema_registry: Option<String>,
@@ -53,6 +56,7 @@ impl Command {
             installation: target.installation.clone(),
             place: Place::Directory(dir.clone()),
             dir,
+            durability: self.durability,
             http: self.http.0,
             max_lanes: self.max_lanes.map_or_else(runtime::default_max_lanes, std::num::NonZeroUsize::get),
             drain: Span::from_ms(8_000),

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::cli::exit::{Exit, coded};
 use crate::cli::open::{Place, Target};
-use crate::cli::runtime::{self, Config, HttpArg, LogFormat};
+use crate::cli::runtime::{self, Config, DurabilityArg, HttpArg, LogFormat};
 use crate::core::names::{Installation, NodeId, PoolName};
 use crate::core::units::Span;
 
@@ -20,7 +20,8 @@ const MAX_DRAIN: Span = Span::from_ms(8_000);
 /// Run a node as a service
 ///
 /// The file is YAML: nodeId, pool, installation, dir, kafka (bootstrapServers, tls, sasl, assignor,
-/// staticMembership, config; the embedded log without it), registry, http (an address, or off), maxLanes, drain,
+/// staticMembership, config; the embedded log without it), durability (of the embedded log; fsync, or flush: commits
+/// survive the death of the process but not a power cut), registry, http (an address, or off), maxLanes, drain,
 /// schemaRegistry, logFilter, logFormat (text or json), dropFolder. SIGTERM stops the node in good order, a second one at
 /// once.
 #[derive(Debug, Args)]
@@ -46,6 +47,7 @@ struct RawConfig {
     pool: Option<PoolName>,
     installation: Option<Installation>,
     dir: Option<PathBuf>,
+    durability: Option<DurabilityArg>,
     http: Option<HttpArg>,
     max_lanes: Option<usize>,
     drain: Option<Span>,
@@ -109,6 +111,7 @@ impl Command {
             installation: raw.installation.unwrap_or_else(|| target.installation.clone()),
             place,
             dir,
+            durability: raw.durability.unwrap_or_default(),
             http: http.0,
             max_lanes,
             drain,
@@ -160,6 +163,8 @@ mod tests {
         let config = mean(&["--http", "0.0.0.0:1"], "{nodeId: 5}").unwrap();
         assert_eq!(config.http, Some(([0, 0, 0, 0], 1).into()));
         assert_eq!(mean(&[], "{nodeId: 1}").unwrap().http, Some(([127, 0, 0, 1], 9464).into()));
+        assert_eq!(mean(&[], "{nodeId: 1}").unwrap().durability, DurabilityArg::Fsync);
+        assert_eq!(mean(&[], "{nodeId: 1, durability: flush}").unwrap().durability, DurabilityArg::Flush);
     }
 
     #[cfg(feature = "kafka")]
@@ -182,6 +187,7 @@ mod tests {
             ("{nodeId: 1, nodeid: 2}", "unknown field `nodeid`"),
             ("{nodeId: 1, drain: 20s}", "not between"),
             ("{nodeId: 1, maxLanes: 0}", "maxLanes is 0"),
+            ("{nodeId: 1, durability: none}", "unknown variant `none`"),
             ("{nodeId: 1, http: here}", "neither an address"),
             ("{nodeId: 1, pool: A}", "has the character"),
         ] {

@@ -15,7 +15,7 @@ use crate::core::record::TimestampMs;
 #[cfg(feature = "kafka")]
 use crate::kafka::{KafkaConfig, KafkaLog};
 use crate::log::socket::{RemoteLog, Server, socket_path};
-use crate::log::{self, EmbeddedLog, Options};
+use crate::log::{self, Durability, EmbeddedLog, Options};
 use crate::ports::{Clock, Log, LogError};
 use crate::telemetry::clock::SystemClock;
 
@@ -104,18 +104,19 @@ pub struct Served {
 }
 
 /// Opens the log for a node. An embedded one is served: no other node may have it open.
-pub fn serve(place: &Place) -> Result<Served, LogError> {
+pub fn serve(place: &Place, durability: Durability) -> Result<Served, LogError> {
     match place {
-        Place::Directory(dir) => serve_directory(dir),
+        Place::Directory(dir) => serve_directory(dir, durability),
         #[cfg(feature = "kafka")]
         Place::Cluster(config) => Ok(Served { log: KafkaLog::connect((**config).clone())?, _server: None }),
     }
 }
 
-fn serve_directory(dir: &Path) -> Result<Served, LogError> {
+fn serve_directory(dir: &Path, durability: Durability) -> Result<Served, LogError> {
     let path = socket_path(dir);
+    let options = Options { durability, ..Options::default() };
     let log: Arc<dyn Log> = patiently(|| {
-        let opened = EmbeddedLog::open(dir, Options::default());
+        let opened = EmbeddedLog::open(dir, options.clone());
         match opened {
             // Somebody serves it: that is a node, and it will not go away.
             Err(LogError::Locked(locked)) if RemoteLog::connect(&path).is_ok() => Ok(Err(locked)),

@@ -22,6 +22,7 @@ use crate::cli::open::{self, Place};
 use crate::control::modules::{Stores, TopicStore};
 use crate::core::names::{Installation, NodeId, PoolName};
 use crate::core::units::Span;
+use crate::log::Durability;
 use crate::node::threads::{self, Stoppable};
 use crate::node::{Node, NodeConfig, NodeParts};
 use crate::ports::ModuleStore;
@@ -40,6 +41,8 @@ pub struct Config {
     pub place: Place,
     /// Where it keeps compiled code and modules.
     pub dir: PathBuf,
+    /// What an acknowledged commit survives.
+    pub durability: DurabilityArg,
     /// Where metrics and probes are served.
     pub http: Option<SocketAddr>,
     /// Most lanes at once.
@@ -57,6 +60,27 @@ pub struct Config {
     /// How registries are reached.
     #[cfg(feature = "oci")]
     pub registry: crate::oci::RawOciConfig,
+}
+
+/// What an acknowledged commit survives. Other commands that open the log themselves always sync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DurabilityArg {
+    /// A power cut: each group of commits waits for the disk
+    #[default]
+    Fsync,
+    /// The death of the process, not a power cut: what was committed last may be lost with the power, whole commits
+    /// at a time. A lone caller commits 12 to 150 times as often, the slower the disk the more
+    Flush,
+}
+
+impl From<DurabilityArg> for Durability {
+    fn from(arg: DurabilityArg) -> Self {
+        match arg {
+            DurabilityArg::Fsync => Self::Fsync,
+            DurabilityArg::Flush => Self::Flush,
+        }
+    }
 }
 
 /// How the node's own log is written.
@@ -119,7 +143,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     start_logging(&config)?;
     let (signals, _listener) = listen()?;
     // Dropped last: the status of the end is still written, and other commands are served until then.
-    let served = open::serve(&config.place)?;
+    let served = open::serve(&config.place, config.durability.into())?;
     let log = served.log.clone();
     let engine = engine::new(Some(config.dir.join("cache")), config.schema_registry.as_deref())?;
     let parts = NodeParts {

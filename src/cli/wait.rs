@@ -94,6 +94,7 @@ fn judge_one(on: &OnNode, generation: u64, deployed: TimestampMs) -> Verdict {
     let why =
         said.map_or_else(|| state(status, true), |error| format!("{}: {}", error.reason, error.message));
     let why = format!("node {}: {why}", on.node_id);
+    // Generations never restart: what still runs of a deployment that was removed before has a lower one.
     let is_current = status.generation >= generation;
     match status.state {
         State::Failed | State::Unsupported if is_current => Verdict::Failed(why),
@@ -140,6 +141,7 @@ mod tests {
         let waiting = |text: &str| Verdict::Waiting(text.into());
         for (on, verdict) in [
             (on(State::Running, 2, None, Some(5)), Verdict::Running(1)),
+            (on(State::Running, 3, None, None), Verdict::Running(1)),
             (on(State::Paused, 2, Some("Paused"), None), Verdict::Running(1)),
             (on(State::Failed, 2, Some("R"), Some(50)), failed("node 5: R: m")),
             (on(State::Running, 1, None, Some(5)), waiting("node 5: R: m")),

@@ -5,7 +5,6 @@
 //! that a deleted and re-created topic stops nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +12,7 @@ use crate::control::keys::ControlKey;
 use crate::control::topics::OwnTopic;
 use crate::core::deployment::{Deployment, SCHEMA, SchemaVersion};
 use crate::core::names::{Identity, PoolName};
-use crate::ports::{Fold, FoldEvent, Log, LogError};
+use crate::ports::{FoldEvent, Log, LogError};
 
 /// Largest control record that is looked at, in bytes.
 pub const MAX_CONTROL_BYTES: usize = 900 << 10;
@@ -97,10 +96,10 @@ pub fn parse_deployment(value: &[u8]) -> Result<Desired, Ignored> {
 /// A change of the desired state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// The deployment is to be like this.
-    Set(Identity, Desired),
-    /// The deployment is to go.
-    Removed(Identity),
+    /// The deployment of this pool is to be like this.
+    Set(PoolName, Identity, Desired),
+    /// The deployment of this pool is to go.
+    Removed(PoolName, Identity),
     /// Everything that was in the topic has been reported.
     CaughtUp,
     /// A record was ignored.
@@ -196,7 +195,7 @@ impl DesiredState {
                 let at = (pool, identity);
                 self.unconfirmed.remove(&at);
                 match self.known.remove(&at) {
-                    Some(_) => vec![Change::Removed(at.1)],
+                    Some(_) => vec![Change::Removed(at.0, at.1)],
                     None => Vec::new(),
                 }
             }
@@ -206,7 +205,7 @@ impl DesiredState {
                     let at = (pool, identity);
                     self.unconfirmed.remove(&at);
                     self.known.insert(at.clone(), desired.clone());
-                    vec![Change::Set(at.1, desired)]
+                    vec![Change::Set(at.0, at.1, desired)]
                 }
             },
             (Some(ControlKey::Snapshot(pool)), value) => {
@@ -249,20 +248,15 @@ impl DesiredState {
             self.unconfirmed.remove(at);
             self.known.remove(at);
         }
-        gone.into_iter().map(|(_, identity)| Change::Removed(identity)).collect()
+        gone.into_iter().map(|(pool, identity)| Change::Removed(pool, identity)).collect()
     }
 }
 
 /// Reads the whole desired state once, as it is now.
 pub fn read(log: &dyn Log) -> Result<DesiredState, LogError> {
-    let mut state = DesiredState::default();
-    if log.topics().describe(&OwnTopic::Control.name())?.is_none() {
-        return Ok(state);
-    }
-    let mut fold: Box<dyn Fold> = log.fold(&OwnTopic::Control.name())?;
-    while !state.caught_up {
-        state.apply(fold.next(Duration::from_secs(1))?);
-    }
+    let read = OwnTopic::Control.read(log, |state: &mut DesiredState, event| drop(state.apply(event)))?;
+    let mut state = read.unwrap_or_default();
+    state.apply(FoldEvent::CaughtUp);
     Ok(state)
 }
 
@@ -291,14 +285,18 @@ mod tests {
         "default/_cli/coprocessor/a".parse().unwrap()
     }
 
+    fn removed() -> Change {
+        Change::Removed("default".parse().unwrap(), identity())
+    }
+
     #[test]
     fn sets_and_tombstones() {
         let mut state = DesiredState::default();
         let changes = state.apply(record(KEY, Some(value("1.0", 2))));
         assert!(
-            matches!(&changes[..], [Change::Set(at, desired)] if *at == identity() && desired.generation() == 2)
+            matches!(&changes[..], [Change::Set(_, at, desired)] if *at == identity() && desired.generation() == 2)
         );
-        assert_eq!(state.apply(record(KEY, None)), [Change::Removed(identity())]);
+        assert_eq!(state.apply(record(KEY, None)), [removed()]);
         assert_eq!(state.apply(record(KEY, None)), []);
     }
 
@@ -338,7 +336,7 @@ mod tests {
         assert!(state.get(&identity()).is_some());
         let snapshot = |keys: &str| Some(format!(r#"{{"generation":1,"keys":[{keys}]}}"#).into_bytes());
         assert_eq!(state.apply(record("snapshot/default", snapshot(&format!("{KEY:?}")))), []);
-        assert_eq!(state.apply(record("snapshot/default", snapshot(""))), [Change::Removed(identity())]);
+        assert_eq!(state.apply(record("snapshot/default", snapshot(""))), [removed()]);
     }
 
     #[test]

@@ -5,22 +5,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::control::desired::{self, Desired};
 use crate::control::topics::OwnTopic;
 use crate::core::deployment::ModuleRef;
 use crate::core::digest::Digest;
 use crate::core::record::TimestampMs;
-use crate::ports::{Keyed, Log, LogError, ModuleError, ModuleStore, ReadFrom, ResolvedModule};
+use crate::ports::{FoldEvent, Keyed, Log, LogError, ModuleError, ModuleStore, ResolvedModule};
 
 /// Largest part, in bytes.
 pub const PART_BYTES: usize = 512 << 10;
 /// Modules that no deployment names are removed after this, in milliseconds.
 pub const UNREFERENCED_MS: i64 = 24 * 3_600 * 1_000;
-/// Id of the writer: module parts are the same whoever writes them, so a fence between writers is no loss.
-const WRITER: &str = "coproc.modules";
+/// How often an upload is tried when somebody else writes the same module.
+const ATTEMPTS: usize = 3;
 
 /// The digest of these bytes.
 pub fn digest_of(bytes: &[u8]) -> Digest {
@@ -36,95 +36,114 @@ fn parse_key(key: &[u8]) -> Option<(Digest, usize)> {
     Some((format!("sha256:{hex}").parse().ok()?, part.parse().ok()?))
 }
 
+/// Id of the writer of a module's parts: one for each, so that uploads of different modules go side by side.
+fn writer_id(digest: Digest) -> String {
+    format!("coproc.modules.{}", digest.hex())
+}
+
 /// Writes a module's parts, unless they are there: its digest.
 pub fn upload(log: &dyn Log, bytes: &[u8]) -> Result<Digest, LogError> {
     OwnTopic::Modules.ensure(log)?;
     let digest = digest_of(bytes);
-    if matches!(Parts::read(log)?.assemble(digest), Ok(Some(_))) {
-        return Ok(digest);
+    for _ in 1..ATTEMPTS {
+        match try_upload(log, digest, bytes) {
+            // Whoever took over writes the same parts, or removed them as too old.
+            Err(LogError::Fenced(_)) => {}
+            other => return other.map(|()| digest),
+        }
     }
-    let mut writer = log.fenced_writer(&OwnTopic::Modules.name(), WRITER)?;
+    try_upload(log, digest, bytes).map(|()| digest)
+}
+
+fn try_upload(log: &dyn Log, digest: Digest, bytes: &[u8]) -> Result<(), LogError> {
+    if matches!(assemble(&Parts::of(log, digest)?, digest), Ok(Some(_))) {
+        return Ok(());
+    }
+    let mut writer = log.fenced_writer(&OwnTopic::Modules.name(), &writer_id(digest))?;
     for (part, value) in bytes.chunks(PART_BYTES).enumerate() {
         writer.write(&[Keyed { key: key(digest, part), value: Some(value.to_vec()) }])?;
     }
-    Ok(digest)
+    Ok(())
 }
 
-/// Removes the parts of modules that no deployment names and that are older than a day: how many modules.
-pub fn sweep(log: &dyn Log, referenced: &BTreeSet<Digest>, now_ms: TimestampMs) -> Result<usize, LogError> {
-    let parts = Parts::read(log)?;
-    let mut removed = BTreeSet::new();
-    let mut tombstones = Vec::new();
-    for ((digest, part), stored) in &parts.0 {
-        let is_young = parts.newest(*digest).is_some_and(|newest| now_ms - newest < UNREFERENCED_MS);
-        if !referenced.contains(digest) && !is_young && stored.bytes.is_some() {
-            removed.insert(*digest);
-            tombstones.push(Keyed { key: key(*digest, *part), value: None });
+/// Removes the parts of modules that no deployment names and that are older than a day: how many modules. Nothing,
+/// where there is a deployment that this version cannot read. Every pool's deployments count: the topic is shared.
+pub fn sweep(log: &dyn Log, now_ms: TimestampMs) -> Result<usize, LogError> {
+    let state = desired::read(log)?;
+    let mut named = BTreeSet::new();
+    for (_, _, desired) in state.iter() {
+        let Desired::Deployment(deployment) = desired else { return Ok(0) };
+        named.extend(deployment.steps.iter().map(|step| step.module.digest));
+    }
+    let mut removed = 0;
+    for (digest, stored) in Ages::read(log)?.0 {
+        if named.contains(&digest) || stored.parts.is_empty() || now_ms - stored.newest_ms < UNREFERENCED_MS {
+            continue;
         }
+        let tombstone = |part: &usize| Keyed { key: key(digest, *part), value: None };
+        let tombstones: Vec<_> = stored.parts.iter().map(tombstone).collect();
+        log.fenced_writer(&OwnTopic::Modules.name(), &writer_id(digest))?.write(&tombstones)?;
+        removed += 1;
     }
-    if !tombstones.is_empty() {
-        log.fenced_writer(&OwnTopic::Modules.name(), WRITER)?.write(&tombstones)?;
-    }
-    Ok(removed.len())
+    Ok(removed)
 }
 
-struct Part {
-    bytes: Option<Vec<u8>>,
-    appended_ms: TimestampMs,
+/// Which parts of which modules there are, and since when: without the bytes.
+#[derive(Default)]
+struct Ages(BTreeMap<Digest, Age>);
+
+#[derive(Default)]
+struct Age {
+    parts: BTreeSet<usize>,
+    newest_ms: TimestampMs,
 }
 
-struct Parts(BTreeMap<(Digest, usize), Part>);
+impl Ages {
+    fn read(log: &dyn Log) -> Result<Self, LogError> {
+        let read = OwnTopic::Modules.read(log, |ages: &mut Self, event| {
+            let FoldEvent::Record { key, value, appended_ms, .. } = event else { return };
+            let Some((digest, part)) = parse_key(&key) else { return };
+            let age = ages.0.entry(digest).or_default();
+            match value {
+                Some(_) => age.parts.insert(part),
+                None => age.parts.remove(&part),
+            };
+            age.newest_ms = age.newest_ms.max(appended_ms);
+        });
+        Ok(read?.unwrap_or_default())
+    }
+}
+
+/// The parts of one module.
+#[derive(Default)]
+struct Parts(BTreeMap<usize, Vec<u8>>);
 
 impl Parts {
-    fn read(log: &dyn Log) -> Result<Self, LogError> {
-        Self::read_where(log, |_| true)
-    }
-
-    fn read_where(log: &dyn Log, wanted: impl Fn(Digest) -> bool) -> Result<Self, LogError> {
-        let mut parts = BTreeMap::new();
-        let topic = OwnTopic::Modules.name();
-        if log.topics().describe(&topic)?.is_none() {
-            return Ok(Self(parts));
-        }
-        let mut reader = log.reader(&topic, None, ReadFrom::Start)?;
-        loop {
-            let fetched = reader.fetch(Duration::ZERO)?;
-            let is_over = fetched.is_empty() && reader.is_caught_up()?;
-            for found in fetched {
-                let at = found.record.key.as_deref().and_then(parse_key);
-                if let Some((digest, part)) = at
-                    && wanted(digest)
-                {
-                    let stored = Part { bytes: found.record.value, appended_ms: found.appended_ms };
-                    parts.insert((digest, part), stored);
-                }
+    fn of(log: &dyn Log, digest: Digest) -> Result<Self, LogError> {
+        let read = OwnTopic::Modules.read(log, |parts: &mut Self, event| {
+            let FoldEvent::Record { key, value, .. } = event else { return };
+            match (parse_key(&key), value) {
+                (Some((at, part)), Some(bytes)) if at == digest => drop(parts.0.insert(part, bytes)),
+                (Some((at, part)), None) if at == digest => drop(parts.0.remove(&part)),
+                _ => {}
             }
-            if is_over {
-                return Ok(Self(parts));
-            }
-        }
+        });
+        Ok(read?.unwrap_or_default())
     }
+}
 
-    fn newest(&self, digest: Digest) -> Option<TimestampMs> {
-        let of_module = self.0.range((digest, 0)..=(digest, usize::MAX));
-        of_module.map(|(_, part)| part.appended_ms).max()
+/// The module's bytes; `None` when no part is there, the digest found when they are other bytes.
+fn assemble(parts: &Parts, digest: Digest) -> Result<Option<Vec<u8>>, Digest> {
+    let in_order = (0..).map_while(|part| parts.0.get(&part));
+    let bytes = in_order.fold(Vec::new(), |mut bytes, part| {
+        bytes.extend_from_slice(part);
+        bytes
+    });
+    if bytes.is_empty() {
+        return Ok(None);
     }
-
-    /// The module's bytes; `None` when no part is there, the digest found when they are other bytes.
-    fn assemble(&self, digest: Digest) -> Result<Option<Vec<u8>>, Digest> {
-        let mut bytes = Vec::new();
-        for part in 0.. {
-            match self.0.get(&(digest, part)).and_then(|part| part.bytes.as_ref()) {
-                Some(more) => bytes.extend_from_slice(more),
-                None => break,
-            }
-        }
-        if bytes.is_empty() {
-            return Ok(None);
-        }
-        let found = digest_of(&bytes);
-        if found == digest { Ok(Some(bytes)) } else { Err(found) }
-    }
+    let found = digest_of(&bytes);
+    if found == digest { Ok(Some(bytes)) } else { Err(found) }
 }
 
 /// The modules topic as a module store.
@@ -142,9 +161,9 @@ impl TopicStore {
 impl ModuleStore for TopicStore {
     fn fetch(&self, module: &ModuleRef) -> Result<Vec<u8>, ModuleError> {
         let digest = module.digest;
-        let parts = Parts::read_where(self.log.as_ref(), |at| at == digest)
+        let parts = Parts::of(self.log.as_ref(), digest)
             .map_err(|error| ModuleError::Unavailable(error.to_string()))?;
-        match parts.assemble(digest) {
+        match assemble(&parts, digest) {
             Ok(Some(bytes)) => Ok(bytes),
             Ok(None) => {
                 let reason = format!("topic {} does not have it: deploy it again", OwnTopic::Modules.name());

@@ -1,7 +1,6 @@
 //! The observed state: what nodes write to the status topic, and how it is read and joined.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use crate::control::topics::OwnTopic;
 use crate::core::names::{Identity, NodeId};
@@ -109,16 +108,11 @@ impl ObservedState {
 
 /// Reads the whole observed state once; `None` when the topic was never made.
 pub fn read(log: &dyn Log) -> Result<Option<ObservedState>, LogError> {
-    let topic = OwnTopic::Status.name();
-    if log.topics().describe(&topic)?.is_none() {
-        return Ok(None);
-    }
-    let mut state = ObservedState::default();
-    let mut fold = log.fold(&topic)?;
-    while !state.caught_up {
-        state.apply(fold.next(Duration::from_secs(1))?);
-    }
-    Ok(Some(state))
+    let state = OwnTopic::Status.read(log, ObservedState::apply)?;
+    Ok(state.map(|mut state| {
+        state.apply(FoldEvent::CaughtUp);
+        state
+    }))
 }
 
 /// Writes one node's records.

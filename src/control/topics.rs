@@ -1,12 +1,18 @@
 //! coproc's own topics: whoever needs them first makes them, and whoever uses them checks them.
 
+use std::time::Duration;
+
 use crate::core::names::{CONTROL_TOPIC, LOGS_TOPIC, MODULES_TOPIC, STATUS_TOPIC, TopicName};
-use crate::ports::{Cleanup, Log, LogError, TopicConfig, TopicInfo};
+use crate::core::record::Record;
+use crate::ports::{Cleanup, Fetched, FoldEvent, Log, LogError, ReadFrom, TopicConfig, TopicInfo};
 
 /// How long guest logs stay: 24 hours.
 const LOGS_RETENTION_MS: u64 = 24 * 3_600 * 1_000;
 /// How much of guest logs stays, in bytes.
 const LOGS_RETENTION_BYTES: u64 = 256 << 20;
+
+/// The longest wait for records that are there but not yet fetched.
+const READ_WAIT: Duration = Duration::from_millis(20);
 
 /// One of coproc's own topics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +65,36 @@ impl OwnTopic {
         let info = log.topics().describe(&name)?.ok_or(LogError::UnknownTopic(name))?;
         self.check(&info)?;
         Ok(info)
+    }
+
+    /// Reads what is in the topic now into a state; `None` where there is no such topic, or no longer.
+    ///
+    /// Through a reader, not a fold: from another process a fold costs a round trip for every record.
+    pub fn read<S: Default>(
+        self,
+        log: &dyn Log,
+        mut take: impl FnMut(&mut S, FoldEvent),
+    ) -> Result<Option<S>, LogError> {
+        let name = self.name();
+        let Some(info) = log.topics().describe(&name)? else { return Ok(None) };
+        self.check(&info)?;
+        let mut state = S::default();
+        let mut read = || {
+            let mut reader = log.reader(&name, None, ReadFrom::Start)?;
+            while !reader.is_caught_up()? {
+                for Fetched { record, offset, appended_ms, .. } in reader.fetch(READ_WAIT)? {
+                    let Record { key: Some(key), value, .. } = record else { continue };
+                    take(&mut state, FoldEvent::Record { key, value, offset, appended_ms });
+                }
+            }
+            Ok(())
+        };
+        match read() {
+            Ok(()) => Ok(Some(state)),
+            // Deleted since it was described.
+            Err(LogError::UnknownTopic(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether the topic, as found, can be used.

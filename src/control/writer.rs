@@ -3,12 +3,20 @@
 //! Only deployments of the namespace `_cli` are written here. What Kubernetes owns is refused, and the error
 //! names the resource to edit.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
 use crate::control::desired::{self, Desired, DesiredState};
 use crate::control::keys::ControlKey;
 use crate::control::topics::OwnTopic;
 use crate::core::deployment::{Deployment, Owner, Problem, find_cycle};
 use crate::core::names::{Identity, Installation, Namespace, PoolName, TopicName};
 use crate::ports::{Keyed, Log, LogError};
+
+/// How often a change is tried when others change something at the same time.
+const ATTEMPTS: u32 = 8;
+/// The longest wait after the first time; it grows with every further one.
+const BACK_OFF: Duration = Duration::from_millis(50);
 
 /// Why the desired state was not changed.
 #[derive(Debug, thiserror::Error)]
@@ -65,90 +73,140 @@ impl<'a> DesiredWriter<'a> {
         Self { log, installation }
     }
 
-    /// Sets a deployment: the generation that it got. An unchanged one keeps its generation and is not written.
-    pub fn deploy(
-        &self,
-        pool: &PoolName,
-        identity: &Identity,
-        mut deployment: Deployment,
-    ) -> Result<u64, Error> {
+    /// Sets a deployment: the generation that it got. An unchanged one keeps its generation and is not written; a
+    /// paused one stays paused.
+    ///
+    /// Generations of one identity never restart, because nodes and waiting commands take a higher one for newer: a
+    /// deployment that is new, perhaps again, begins behind the end of the topic, which no earlier one of its
+    /// generations can have passed, since each took a record.
+    pub fn deploy(&self, pool: &PoolName, identity: &Identity, deployment: Deployment) -> Result<u64, Error> {
         let problems = deployment.problems();
         if !problems.is_empty() {
             return Err(Error::Invalid(problems));
         }
         OwnTopic::Control.ensure(self.log)?;
-        let state = desired::read(self.log)?;
-        deployment.generation = 1;
-        if let Some((at, before)) = state.get(identity) {
-            if at != pool {
-                return Err(Error::OtherPool { identity: identity.clone(), pool: at.clone() });
-            }
-            if let Desired::Deployment(before) = before {
-                check_owner(identity, before)?;
-                if before.consumer_group(identity) != deployment.consumer_group(identity) {
-                    return Err(Error::GroupIsImmutable(identity.clone()));
+        self.change(|state, end| {
+            let mut deployment = deployment.clone();
+            deployment.generation = match state.get(identity) {
+                None => end + 1,
+                Some((at, before)) => {
+                    check_pool(identity, at, pool)?;
+                    if let Desired::Deployment(before) = before {
+                        check_owner(identity, before)?;
+                        check_group(identity, before, &deployment)?;
+                        // A new module does not end a pause.
+                        deployment.paused |= before.paused;
+                        deployment.generation = before.generation;
+                        if **before == deployment {
+                            return Ok((None, before.generation));
+                        }
+                    }
+                    before.generation() + 1
                 }
-                deployment.generation = before.generation;
-                if **before == deployment {
-                    return Ok(before.generation);
-                }
-            }
-            deployment.generation = before.generation() + 1;
-        }
-        refuse_cycle(&state, pool, identity, &deployment)?;
-        let generation = deployment.generation;
-        self.put(pool, identity, Some(&deployment))?;
-        Ok(generation)
+            };
+            refuse_cycle(state, pool, identity, &deployment)?;
+            Ok((Some(put(pool, identity, Some(&deployment))?), deployment.generation))
+        })
     }
 
     /// Pauses or resumes a deployment: whether that changed anything.
     pub fn set_paused(&self, identity: &Identity, paused: bool) -> Result<bool, Error> {
-        let (pool, mut deployment) = self.find(identity)?;
-        if deployment.paused == paused {
-            return Ok(false);
-        }
-        deployment.paused = paused;
-        deployment.generation += 1;
-        self.put(&pool, identity, Some(&deployment))?;
-        Ok(true)
+        self.check_topic(identity)?;
+        self.change(|state, _| {
+            let (pool, mut deployment) = ours(state, identity)?;
+            if deployment.paused == paused {
+                return Ok((None, false));
+            }
+            deployment.paused = paused;
+            deployment.generation += 1;
+            Ok((Some(put(&pool, identity, Some(&deployment))?), true))
+        })
     }
 
     /// Removes a deployment.
     pub fn remove(&self, identity: &Identity) -> Result<(), Error> {
-        let state = desired::read(self.log)?;
-        let (pool, before) = state.get(identity).ok_or_else(|| Error::NotFound(identity.clone()))?;
-        if let Desired::Deployment(before) = before {
-            check_owner(identity, before)?;
-        }
-        self.put(pool, identity, None)
+        self.check_topic(identity)?;
+        self.change(|state, _| {
+            let (pool, before) = state.get(identity).ok_or_else(|| Error::NotFound(identity.clone()))?;
+            if let Desired::Deployment(before) = before {
+                check_owner(identity, before)?;
+            }
+            Ok((Some(put(pool, identity, None)?), ()))
+        })
     }
 
     /// The deployment as it is desired now, with its pool; refused where Kubernetes owns it.
     pub fn find(&self, identity: &Identity) -> Result<(PoolName, Deployment), Error> {
-        let state = desired::read(self.log)?;
-        match state.get(identity) {
-            Some((pool, Desired::Deployment(deployment))) => {
-                check_owner(identity, deployment)?;
-                Ok((pool.clone(), (**deployment).clone()))
+        ours(&desired::read(self.log)?, identity)
+    }
+
+    /// Reads the state, decides, writes. The writer is opened before the state is read: whoever else changes
+    /// something from then on fences this one, which then reads again. Else one of two changes would be lost.
+    fn change<T>(
+        &self,
+        decide: impl Fn(&DesiredState, u64) -> Result<(Option<Keyed>, T), Error>,
+    ) -> Result<T, Error> {
+        let topic = OwnTopic::Control.name();
+        let id = format!("coproc.cli.{}", self.installation);
+        let mut attempt = 0;
+        loop {
+            let mut writer = self.log.fenced_writer(&topic, &id)?;
+            let state = desired::read(self.log)?;
+            let extents = self.log.topics().extents(&topic)?;
+            let end = extents.first().map_or(0, |extent| extent.end.max(0).cast_unsigned());
+            let (record, result) = decide(&state, end)?;
+            let Some(record) = record else { return Ok(result) };
+            attempt += 1;
+            match writer.write(&[record]) {
+                Ok(()) => return Ok(result),
+                Err(LogError::Fenced(_)) if attempt < ATTEMPTS => back_off(attempt),
+                Err(error) => return Err(error.into()),
             }
-            _ => Err(Error::NotFound(identity.clone())),
         }
     }
 
-    fn put(
-        &self,
-        pool: &PoolName,
-        identity: &Identity,
-        deployment: Option<&Deployment>,
-    ) -> Result<(), Error> {
-        let key = ControlKey::Deployment(pool.clone(), identity.clone()).to_string().into_bytes();
-        let value = deployment
-            .map(serde_json::to_vec)
-            .transpose()
-            .map_err(|error| LogError::BadConfig(format!("the deployment cannot be written: {error}")))?;
-        let id = format!("coproc.cli.{}", self.installation);
-        let mut writer = self.log.fenced_writer(&OwnTopic::Control.name(), &id)?;
-        Ok(writer.write(&[Keyed { key, value }])?)
+    fn check_topic(&self, identity: &Identity) -> Result<(), Error> {
+        match self.log.topics().describe(&OwnTopic::Control.name())? {
+            Some(_) => Ok(()),
+            None => Err(Error::NotFound(identity.clone())),
+        }
+    }
+}
+
+/// Waits for a moment that differs between writers, so that they do not fence one another in step for ever.
+fn back_off(attempt: u32) {
+    let dice = RandomState::new().build_hasher().finish();
+    std::thread::sleep(BACK_OFF.mul_f64(f64::from(attempt) * (dice % 1_000) as f64 / 1_000.0));
+}
+
+fn put(pool: &PoolName, identity: &Identity, deployment: Option<&Deployment>) -> Result<Keyed, Error> {
+    let key = ControlKey::Deployment(pool.clone(), identity.clone()).to_string().into_bytes();
+    let value = deployment
+        .map(serde_json::to_vec)
+        .transpose()
+        .map_err(|error| LogError::BadConfig(format!("the deployment cannot be written: {error}")))?;
+    Ok(Keyed { key, value })
+}
+
+fn ours(state: &DesiredState, identity: &Identity) -> Result<(PoolName, Deployment), Error> {
+    match state.get(identity) {
+        Some((pool, Desired::Deployment(deployment))) => {
+            check_owner(identity, deployment)?;
+            Ok((pool.clone(), (**deployment).clone()))
+        }
+        _ => Err(Error::NotFound(identity.clone())),
+    }
+}
+
+fn check_pool(identity: &Identity, at: &PoolName, wanted: &PoolName) -> Result<(), Error> {
+    if at == wanted { Ok(()) } else { Err(Error::OtherPool { identity: identity.clone(), pool: at.clone() }) }
+}
+
+fn check_group(identity: &Identity, before: &Deployment, after: &Deployment) -> Result<(), Error> {
+    if before.consumer_group(identity) == after.consumer_group(identity) {
+        Ok(())
+    } else {
+        Err(Error::GroupIsImmutable(identity.clone()))
     }
 }
 

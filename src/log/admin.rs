@@ -13,6 +13,7 @@ use crate::log::catalog::{
 };
 use crate::log::cursor::{in_range, offset_at};
 use crate::log::engine::{Space, Write};
+use crate::log::group::Reserved;
 use crate::log::request::{Effect, OffsetChange};
 use crate::log::store::Store;
 use crate::ports::{Extent, LogError, Offsets, TopicAdmin, TopicConfig, TopicInfo};
@@ -125,7 +126,7 @@ impl Offsets for EmbeddedLog {
     }
 
     fn alter(&self, group: &ConsumerGroup, to: &BTreeMap<TopicPartition, Offset>) -> Result<(), LogError> {
-        self.check_unused(group)?;
+        let _reserved = self.reserve(group)?;
         let changes: Result<Vec<_>, LogError> = to
             .iter()
             .map(|(at, offset)| {
@@ -138,7 +139,7 @@ impl Offsets for EmbeddedLog {
     }
 
     fn delete(&self, group: &ConsumerGroup) -> Result<(), LogError> {
-        self.check_unused(group)?;
+        let _reserved = self.reserve(group)?;
         let group = group.clone();
         self.store.edit(256, move |store| {
             let offsets = store.find_committed(|other, _| *other == group);
@@ -153,12 +154,10 @@ impl Offsets for EmbeddedLog {
 }
 
 impl EmbeddedLog {
-    fn check_unused(&self, group: &ConsumerGroup) -> Result<(), LogError> {
-        match self.store.groups.members(group) {
-            0 => Ok(()),
-            members => Err(LogError::Refused(format!(
-                "group {group} has {members} members: pause the deployment first"
-            ))),
-        }
+    /// Held until the change is done: a lane that joined in between would go on from offsets that are gone.
+    fn reserve(&self, group: &ConsumerGroup) -> Result<Reserved<'_>, LogError> {
+        self.store.groups.reserve(group).map_err(|members| {
+            LogError::Refused(format!("group {group} has {members} members: pause the deployment first"))
+        })
     }
 }

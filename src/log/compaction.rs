@@ -1,7 +1,8 @@
 //! Compaction: of the records with one key the last stays, offsets do not change.
 //!
-//! Two walks over a partition: the first finds the last offset of each key, the second rewrites the chunks that lost
-//! something, and puts small ones together. A frame that lost all its records still covers its offsets, so that a
+//! Two walks over a partition: the first finds the last offset of each key that is new since the last time, the second
+//! rewrites the chunks that lost something, and puts small ones together. Where there are more new keys than memory for
+//! them, the two are done for one part after another. A frame that lost all its records still covers its offsets, so that a
 //! hole is never mistaken for damage.
 
 use std::collections::HashMap;
@@ -17,8 +18,6 @@ use crate::log::request::Effect;
 use crate::log::store::Store;
 use crate::ports::LogError;
 
-/// Most keys of one run: the memory for them is bounded, the rest waits for the next run.
-const MAX_KEYS: usize = 1_000_000;
 /// New records below which a run is not worth it.
 const MIN_DIRTY: u64 = 100;
 /// Chunks are put together up to this size.
@@ -37,40 +36,57 @@ pub fn run(store: &Store, topic: &Arc<Topic>, number: u32, now: bool) -> Result<
     if !is_worth_it && !has_expired {
         return Ok(0);
     }
-    let last = last_offsets(store, partition.id, extent.end)?;
-    let mut run = Run {
-        store,
-        topic,
-        number,
-        id: partition.id,
-        end: extent.end,
-        last,
-        tombstones_before: store.now_ms().saturating_sub_unsigned(store.delete_retention_ms),
-        removed: 0,
-        result: Cleaned { until: extent.end, ..Cleaned::default() },
-    };
-    run.rewrite()?;
-    *partition.cleaned.lock() = run.result;
-    Ok(run.removed)
+    let mut removed = 0;
+    let mut from = cleaned.until.max(extent.first);
+    loop {
+        let (last, until) = last_offsets(store, partition.id, from, extent.end)?;
+        let mut run = Run {
+            store,
+            topic,
+            number,
+            id: partition.id,
+            end: until,
+            last,
+            tombstones_before: store.now_ms().saturating_sub_unsigned(store.delete_retention_ms),
+            removed: 0,
+            result: Cleaned { until, ..Cleaned::default() },
+        };
+        run.rewrite()?;
+        removed += run.removed;
+        *partition.cleaned.lock() = run.result;
+        if until >= extent.end {
+            return Ok(removed);
+        }
+        from = until;
+    }
 }
 
-fn last_offsets(store: &Store, id: PartitionId, end: Offset) -> Result<HashMap<u128, Offset>, LogError> {
+/// The last offset of each key from `from` on, and where that walk ended: at `end`, or before the first key that
+/// there was no room for. What is before `from` has one record a key already.
+fn last_offsets(
+    store: &Store,
+    id: PartitionId,
+    from: Offset,
+    end: Offset,
+) -> Result<(HashMap<u128, Offset>, Offset), LogError> {
     let mut last = HashMap::new();
-    let mut at = 0;
+    // The chunk that covers `from` may begin before it.
+    let mut at = store.engine.chunk_before(id, from)?.map_or(from, |(base, _)| base);
     while let Some((base, bytes)) = store.engine.chunk_after(id, at)?.filter(|(base, _)| *base < end) {
         for frame in frames(&bytes, id, base) {
             let frame = frame.map_err(|error| damaged(base, error))?;
-            for record in frame.records().filter(|record| record.offset < end) {
+            for record in frame.records().filter(|record| (from..end).contains(&record.offset)) {
                 let Some(key) = key_of(record.payload) else { continue };
-                if last.len() < MAX_KEYS || last.contains_key(&key) {
-                    last.insert(key, record.offset);
+                if last.len() >= store.compaction_keys && !last.contains_key(&key) {
+                    return Ok((last, record.offset));
                 }
+                last.insert(key, record.offset);
             }
             at = frame.header.next;
         }
         at = at.max(base + 1);
     }
-    Ok(last)
+    Ok((last, end))
 }
 
 fn key_of(payload: &[u8]) -> Option<u128> {
@@ -162,9 +178,8 @@ impl Run<'_> {
         let Some(key) = parts.key else { return true };
         match self.last.get(&xxh3_128(key)) {
             Some(last) if *last > offset => return false,
-            // There were too many keys to remember this one.
-            None => return true,
-            Some(_) => {}
+            // Or it is not there: then this is the last one from before the walk.
+            _ => {}
         }
         if parts.value.is_some() {
             return true;

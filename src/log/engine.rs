@@ -6,7 +6,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fjall::{
@@ -75,6 +75,10 @@ pub struct Engine {
     /// Bytes of records since the last memtable was closed.
     unwritten: AtomicU64,
     handle: RwLock<Option<Handle>>,
+    /// Space is being given back, which can take minutes and cannot be stopped. It has the files open as long.
+    reclaiming: AtomicBool,
+    /// The handle is one that failed, and stays for reading until the engine can be opened anew.
+    stale: AtomicBool,
 }
 
 impl Engine {
@@ -88,22 +92,37 @@ impl Engine {
         // What the journal brought back is in memory too.
         let unwritten = AtomicU64::new(handle.database.write_buffer_size());
         let handle = RwLock::new(Some(handle));
-        Ok(Self { dir: dir.to_owned(), cache_bytes: options.cache_bytes, persist, unwritten, handle })
+        Ok(Self {
+            dir: dir.to_owned(),
+            cache_bytes: options.cache_bytes,
+            persist,
+            unwritten,
+            handle,
+            reclaiming: AtomicBool::new(false),
+            stale: AtomicBool::new(false),
+        })
     }
 
-    /// Drops the engine with whatever it had half done, and opens it again.
+    /// Drops the engine with whatever it had half done, and opens it again. Refused while space is given back.
     pub fn reopen(&self) -> Result<(), LogError> {
         let mut handle = self.handle.write();
+        self.stale.store(true, Ordering::Release);
+        if self.reclaiming.load(Ordering::Acquire) {
+            return Err(LogError::Storage(
+                "the space of removed records is being given back: the log goes on after that".into(),
+            ));
+        }
         drop(handle.take());
         let opened = open(&self.dir, self.cache_bytes)?;
         self.unwritten.store(opened.database.write_buffer_size(), Ordering::Relaxed);
         *handle = Some(opened);
+        self.stale.store(false, Ordering::Release);
         Ok(())
     }
 
     /// Whether the engine is there; not, when opening it anew failed.
     pub fn is_open(&self) -> bool {
-        self.handle.read().is_some()
+        self.handle.read().is_some() && !self.stale.load(Ordering::Acquire)
     }
 
     /// Applies all of the changes, or none; as durable as the options say when this returns.
@@ -157,12 +176,27 @@ impl Engine {
         })
     }
 
-    /// Gives back the space of removed chunks.
+    /// Gives back the space of removed chunks. Nothing waits for it: not commits, not reads, not the engine's end.
     pub fn reclaim(&self) -> Result<(), LogError> {
-        self.with(|handle| {
+        // Under the lock, so that it does not begin in the middle of a `reopen`.
+        let records = self.with(|handle| {
             handle.write_tables(&handle.records)?;
-            handle.records.major_compact().map_err(|error| failed(&error))
-        })
+            self.reclaiming.store(true, Ordering::Release);
+            Ok(handle.records.clone())
+        })?;
+        let done = guarded(|| {
+            fail::fail_point!("log::reclaim");
+            records.major_compact().map_err(|error| failed(&error))
+        });
+        // Before the flag: whoever sees it may open the files.
+        drop(records);
+        self.reclaiming.store(false, Ordering::Release);
+        done
+    }
+
+    /// Whether space is being given back.
+    pub fn is_reclaiming(&self) -> bool {
+        self.reclaiming.load(Ordering::Acquire)
     }
 
     /// Makes all that was committed durable, whatever the options say.

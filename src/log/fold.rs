@@ -34,12 +34,6 @@ struct Reading {
 impl TopicFold {
     /// A fold of a topic that exists.
     pub fn open(store: Arc<Store>, topic: &Arc<Topic>) -> Result<Self, LogError> {
-        if !topic.is_compacted() {
-            return Err(LogError::BadConfig(format!(
-                "topic {} is not compacted: create it with clean-up policy compact",
-                topic.name
-            )));
-        }
         let signal = Arc::<Signal>::default();
         store.catalog_watchers.add(&signal);
         let reading = Some(Reading::new(topic, &signal)?);
@@ -84,7 +78,14 @@ impl TopicFold {
 }
 
 impl Reading {
+    /// Asked for every topic of that name: the next one may be made otherwise, and forget what the fold needs.
     fn new(topic: &Arc<Topic>, signal: &Arc<Signal>) -> Result<Self, LogError> {
+        if !topic.is_compacted() {
+            return Err(LogError::BadConfig(format!(
+                "topic {} is not compacted: create it with clean-up policy compact",
+                topic.name
+            )));
+        }
         let extent = topic.partition(0)?.extent();
         topic.watchers.add(signal);
         Ok(Self { topic: topic.clone(), cursor: Cursor::at(extent.first), target: Some(extent.end) })

@@ -3,11 +3,11 @@
 //! A partition moves in three steps: its owner is told (`Revoking`), its owner releases it, the next one is told
 //! (`Assigned`). Between the first two it stays owned, so that what was processed can still be committed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::core::ledger::TopicPartition;
 use crate::core::names::{ConsumerGroup, TopicName};
@@ -21,11 +21,14 @@ pub mod assign;
 #[derive(Debug, Default)]
 pub struct Coordinator {
     state: Mutex<State>,
+    unreserved: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     groups: HashMap<ConsumerGroup, Group>,
+    /// Whose offsets are being changed: nobody joins until that is done.
+    reserved: HashSet<ConsumerGroup>,
     last_member: MemberId,
 }
 
@@ -70,6 +73,20 @@ pub enum News {
     Revoking(Vec<TopicPartition>),
 }
 
+/// A group that has no members, and gets none while this lives.
+#[derive(Debug)]
+pub struct Reserved<'a> {
+    coordinator: &'a Coordinator,
+    group: ConsumerGroup,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.coordinator.state.lock().reserved.remove(&self.group);
+        self.coordinator.unreserved.notify_all();
+    }
+}
+
 /// A place in a group, given up when dropped.
 #[derive(Debug)]
 pub struct Membership {
@@ -79,7 +96,27 @@ pub struct Membership {
 }
 
 impl Coordinator {
-    /// Joins a group. Who was in it under the same transactional id is out at once.
+    /// Keeps everybody out of a group that has no members; with members, how many.
+    pub fn reserve(&self, group: &ConsumerGroup) -> Result<Reserved<'_>, usize> {
+        let mut state = self.state.lock();
+        self.wait_unreserved(&mut state, group);
+        match state.groups.get(group).map_or(0, |group| group.members.len()) {
+            0 => {
+                state.reserved.insert(group.clone());
+                Ok(Reserved { coordinator: self, group: group.clone() })
+            }
+            members => Err(members),
+        }
+    }
+
+    fn wait_unreserved(&self, state: &mut MutexGuard<'_, State>, group: &ConsumerGroup) {
+        while state.reserved.contains(group) {
+            self.unreserved.wait(state);
+        }
+    }
+
+    /// Joins a group. Who was in it under the same transactional id is out at once. Waits while it is reserved, which
+    /// takes as long as a commit.
     pub fn join(
         &self,
         group: &ConsumerGroup,
@@ -88,6 +125,7 @@ impl Coordinator {
         signal: &Arc<Signal>,
     ) -> Membership {
         let mut state = self.state.lock();
+        self.wait_unreserved(&mut state, group);
         state.last_member += 1;
         let id = state.last_member;
         let entry = state.groups.entry(group.clone()).or_default();
@@ -256,5 +294,26 @@ mod tests {
         assert_eq!(numbers(coordinator.news(&one)), ('-', vec![]));
         coordinator.leave(&one);
         assert_eq!(coordinator.members(&group), 1, "who is out cannot take the other along");
+    }
+
+    #[test]
+    fn nobody_joins_while_the_group_is_reserved() {
+        let coordinator = Coordinator::default();
+        let (group, topics) = ("g".parse().unwrap(), [topic(1)]);
+        let signal = Arc::<Signal>::default();
+        let reserved = coordinator.reserve(&group).unwrap();
+        let (joined, has_joined) = crossbeam_channel::bounded(1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| joined.send(coordinator.join(&group, "one", &topics, &signal)).unwrap());
+            let other = "other".parse().unwrap();
+            coordinator.leave(&coordinator.join(&other, "one", &topics, &signal));
+            assert!(has_joined.recv_timeout(std::time::Duration::from_millis(50)).is_err());
+            assert_eq!(coordinator.members(&group), 0);
+            drop(reserved);
+            let member = has_joined.recv().unwrap();
+            assert_eq!(coordinator.reserve(&group).err(), Some(1));
+            coordinator.leave(&member);
+            coordinator.reserve(&group).unwrap();
+        });
     }
 }

@@ -65,8 +65,8 @@ impl Home {
         }
     }
 
-    /// Notes that callers are told of this commit. It is not synced: after a power cut an older number is there,
-    /// which is true too.
+    /// Notes that callers are told of this commit, which is on the disk. The note is not synced: after a power cut an
+    /// older number is there, which is true too.
     pub fn acknowledge(&self, commit: u64) -> std::io::Result<()> {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&commit.to_le_bytes());

@@ -24,7 +24,7 @@ const RECLAIM_BYTES: u64 = 64 << 20;
 
 /// The thread that runs it.
 pub struct Housekeeper {
-    running: Option<(Sender<()>, JoinHandle<()>)>,
+    running: Option<(Sender<()>, JoinHandle<()>, Arc<Store>)>,
 }
 
 impl Housekeeper {
@@ -37,6 +37,7 @@ impl Housekeeper {
     pub fn start(store: Arc<Store>, interval: Option<Duration>) -> Result<Self, LogError> {
         let Some(interval) = interval else { return Ok(Self::none()) };
         let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
+        let kept = store.clone();
         let thread = std::thread::Builder::new()
             .name("log-keeper".into())
             .spawn(move || {
@@ -47,38 +48,45 @@ impl Housekeeper {
                 }
             })
             .map_err(|error| LogError::Storage(format!("start the housekeeper's thread: {error}")))?;
-        Ok(Self { running: Some((stop, thread)) })
+        Ok(Self { running: Some((stop, thread, kept)) })
     }
 
-    /// Ends it, after what it is at.
+    /// Ends it, after what it is at; giving space back is not waited for, because it can take minutes. That goes on
+    /// until the process ends, which harms nothing.
     pub fn stop(&mut self) {
-        if let Some((stop, thread)) = self.running.take() {
-            drop(stop);
-            let _ = thread.join();
+        let Some((stop, thread, store)) = self.running.take() else { return };
+        drop(stop);
+        while !thread.is_finished() {
+            if store.engine.is_reclaiming() {
+                tracing::info!("the log is closed while it gives space back");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
+        let _ = thread.join();
     }
 }
 
 /// Runs everything once. Without `now`, compaction is left until it is worth it.
 pub fn run(store: &Store, now: bool) -> Result<(), LogError> {
-    let turn = store.housekeeping.lock();
+    let mut removed = store.housekeeping.lock();
     let topics: Vec<_> = store.topics.read().values().cloned().collect();
-    let mut removed = remove_trash(store)?;
+    *removed += remove_trash(store)?;
     for topic in topics {
         for partition in 0..topic.partitions.len() as u32 {
             let done = keep(store, &topic, partition, now);
             match done {
-                Ok(bytes) => removed += bytes,
+                Ok(bytes) => *removed += bytes,
                 // Deleted meanwhile.
                 Err(LogError::UnknownTopic(_)) => break,
                 Err(error) => return Err(error),
             }
         }
     }
-    if removed >= RECLAIM_BYTES {
+    if *removed >= RECLAIM_BYTES {
+        *removed = 0;
         store.engine.reclaim()?;
     }
-    drop(turn);
     Ok(())
 }
 

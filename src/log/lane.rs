@@ -57,7 +57,7 @@ impl Lane {
         for topic in &inputs {
             topic.watchers.add(&signal);
         }
-        let fence = store.claim(format!("the lane {}", spec.transactional_id));
+        let fence = store.claim(format!("the lane {}", spec.transactional_id))?;
         let membership = store.groups.join(&spec.group, &spec.transactional_id, &inputs, &signal);
         Ok(Self {
             store,

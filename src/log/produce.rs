@@ -98,7 +98,7 @@ impl TopicWriter {
     /// Claims the id.
     pub fn open(store: Arc<Store>, topic: &TopicName, id: &str) -> Result<Self, LogError> {
         writable(&store, topic)?;
-        let fence = store.claim(format!("the writer {id} of topic {topic}"));
+        let fence = store.claim(format!("the writer {id} of topic {topic}"))?;
         Ok(Self { store, topic: topic.clone(), fence })
     }
 }

@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
 use crate::core::ledger::TopicPartition;
 use crate::core::names::{ConsumerGroup, TopicName};
 use crate::core::record::{Offset, TimestampMs};
-use crate::log::Options;
 use crate::log::catalog::{
     self, CLOCK_KEY, COMMIT_KEY, NEXT_ID_KEY, OFFSET_PREFIX, Partition, SPAN_PREFIX, Span, StoredTopic,
     TOPIC_PREFIX, Topic,
@@ -22,6 +21,7 @@ use crate::log::home::Home;
 use crate::log::queue::Queue;
 use crate::log::request::{Append, Appended, Commit, Edit, Effect, Fence, OffsetChange, Request};
 use crate::log::signal::Watchers;
+use crate::log::{Durability, Options};
 use crate::ports::{Clock, LogError};
 
 /// The offsets of consumer groups.
@@ -39,15 +39,21 @@ pub struct Store {
     pub topics: RwLock<BTreeMap<TopicName, Arc<Topic>>>,
     /// Who wants to know when a topic comes or goes.
     pub catalog_watchers: Watchers,
-    /// Held by whoever does housekeeping: two at once would undo each other.
-    pub housekeeping: Mutex<()>,
+    /// Held by whoever does housekeeping: two at once would undo each other. Bytes that were removed and not given back.
+    pub housekeeping: Mutex<u64>,
     /// How long tombstones stay.
     pub delete_retention_ms: u64,
+    /// Most keys that compaction remembers.
+    pub compaction_keys: usize,
+    durability: Durability,
     home: Home,
     clock: Arc<dyn Clock>,
     committed: Mutex<Committed>,
     fences: Mutex<HashMap<String, Arc<AtomicU64>>>,
     last_commit: AtomicU64,
+    /// It is not known how far the engine is: nothing is committed before that was looked up. Else the number of a
+    /// commit that went through after all would be given to another.
+    tainted: AtomicBool,
     append_ms: AtomicI64,
     next_id: AtomicU64,
 }
@@ -68,6 +74,7 @@ impl Store {
             append_ms: AtomicI64::new(stored_number(&engine, CLOCK_KEY)? as i64),
             next_id: AtomicU64::new(stored_number(&engine, NEXT_ID_KEY)?.max(1)),
             last_commit: AtomicU64::new(last_commit),
+            tainted: AtomicBool::new(false),
             committed: Mutex::new(committed),
             topics: RwLock::new(topics),
             fences: Mutex::default(),
@@ -76,6 +83,8 @@ impl Store {
             catalog_watchers: Watchers::default(),
             housekeeping: Mutex::default(),
             delete_retention_ms: options.delete_retention.as_millis() as u64,
+            compaction_keys: options.compaction_keys.max(1),
+            durability: options.durability,
             clock: options.clock,
             engine,
             home,
@@ -129,11 +138,13 @@ impl Store {
         }
     }
 
-    /// Claims an id: whoever claimed it before is fenced.
-    pub fn claim(&self, what: String) -> Fence {
+    /// Claims an id: whoever claimed it before is fenced, and what they had under way is done or refused when this
+    /// returns. Who reads after that sees all they ever wrote.
+    pub fn claim(&self, what: String) -> Result<Fence, LogError> {
         let cell = self.fences.lock().entry(what.clone()).or_default().clone();
         let epoch = cell.fetch_add(1, Ordering::AcqRel) + 1;
-        Fence { what, cell, epoch }
+        self.edit(0, |_| Ok((Vec::new(), Box::new(|_: &Self| {}) as Effect)))?;
+        Ok(Fence { what, cell, epoch })
     }
 
     /// The committed offsets of a group.
@@ -206,15 +217,19 @@ impl Store {
     /// commit went through after all.
     pub fn commit(&self, number: u64, append_ms: TimestampMs, writes: &[Write]) -> Result<(), LogError> {
         fail::fail_point!("log::commit::before_write", |_| Err(LogError::Storage("injected".into())));
-        if !self.engine.is_open() {
-            self.engine.reopen()?;
+        if self.tainted.load(Ordering::Acquire) {
             self.check_whole()?;
+            self.tainted.store(false, Ordering::Release);
         }
         self.commit_or_settle(number, writes)?;
         self.last_commit.store(number, Ordering::Release);
         self.append_ms.store(append_ms, Ordering::Release);
-        // Without the note a damaged tail would be noticed less well: no reason to fail a commit that is done.
-        if let Err(error) = self.home.acknowledge(number) {
+        // A commit that is not on the disk may be lost with the power, and the note of it not: then the note would
+        // accuse a store that is as good as was promised.
+        if self.durability == Durability::Fsync
+            && let Err(error) = self.home.acknowledge(number)
+        {
+            // Without the note a damaged tail would be noticed less well: no reason to fail a commit that is done.
             tracing::debug!(%error, "could not note the number of the commit");
         }
         Ok(())
@@ -232,8 +247,16 @@ impl Store {
         if self.settle(number, &error)? { Ok(()) } else { Err(error) }
     }
 
-    /// Opens the engine anew after a failed commit: whether the commit is in it, and then durable.
+    /// Opens the engine anew after a failed commit: whether the commit is in it, and then durable. Until that is
+    /// known the store is tainted.
     fn settle(&self, number: u64, error: &LogError) -> Result<bool, LogError> {
+        self.tainted.store(true, Ordering::Release);
+        let is_committed = self.look_up(number, error)?;
+        self.tainted.store(false, Ordering::Release);
+        Ok(is_committed)
+    }
+
+    fn look_up(&self, number: u64, error: &LogError) -> Result<bool, LogError> {
         let uncertain = |again: LogError| LogError::Uncertain(format!("{error}; then: {again}"));
         self.engine.reopen().map_err(uncertain)?;
         let stored = stored_number(&self.engine, COMMIT_KEY).map_err(uncertain)?;
@@ -245,11 +268,18 @@ impl Store {
         }
         // It was written whole, only the answer failed. What a failed sync left in the page cache may never reach
         // the disk, so the journal is not trusted with it.
+        fail::fail_point!("log::settle::before_sync", |_| Err(uncertain(LogError::Storage(
+            "injected".into()
+        ))));
         self.engine.flush().and_then(|()| self.engine.sync()).map_err(uncertain)?;
         Ok(true)
     }
 
+    /// Whether the engine is just as far as what is in memory.
     fn check_whole(&self) -> Result<(), LogError> {
+        if !self.engine.is_open() {
+            self.engine.reopen()?;
+        }
         let stored = stored_number(&self.engine, COMMIT_KEY)?;
         match stored.checked_sub(self.last_commit()) {
             Some(0) => Ok(()),

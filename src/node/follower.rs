@@ -9,7 +9,7 @@ use crossbeam_channel::Sender;
 use crate::control::desired::{Change, DesiredState};
 use crate::control::topics::OwnTopic;
 use crate::core::machine::LOG_SCHEDULE;
-use crate::core::names::PoolName;
+use crate::core::names::{Installation, PoolName};
 use crate::node::threads::{self, SpawnError, Stoppable};
 use crate::ports::{Fold, FoldEvent, Log, LogError};
 use crate::telemetry::metrics::NodeMetrics;
@@ -17,15 +17,15 @@ use crate::telemetry::metrics::NodeMetrics;
 /// The longest wait for a record before the stop flag is looked at.
 const WAIT: Duration = Duration::from_millis(200);
 
-/// Starts the follower. Changes of other pools' deployments are not passed on.
+/// Starts the follower. Changes of deployments of other pools or other installations are not passed on.
 pub fn start(
     log: Arc<dyn Log>,
-    pool: PoolName,
+    (pool, installation): (PoolName, Installation),
     metrics: Arc<NodeMetrics>,
     changes: Sender<Change>,
 ) -> Result<Stoppable, SpawnError> {
     threads::spawn("coproc-control", move |stop| {
-        let mut follower = Follower { state: DesiredState::default(), pool, metrics, changes };
+        let mut follower = Follower { state: DesiredState::default(), pool, installation, metrics, changes };
         let mut failures = 0;
         while !stop.load(Ordering::Relaxed) {
             match log.fold(&OwnTopic::Control.name()) {
@@ -55,6 +55,7 @@ fn wait(error: &LogError, failures: u32, stop: &AtomicBool) -> u32 {
 struct Follower {
     state: DesiredState,
     pool: PoolName,
+    installation: Installation,
     metrics: Arc<NodeMetrics>,
     changes: Sender<Change>,
 }
@@ -79,8 +80,8 @@ impl Follower {
                     tracing::warn!(key, offset, %why, "a record of the control topic was ignored");
                     continue;
                 }
-                Change::Set(identity, _)
-                    if self.state.get(identity).is_none_or(|(at, _)| *at != self.pool) =>
+                Change::Set(pool, identity, _) | Change::Removed(pool, identity)
+                    if *pool != self.pool || identity.installation != self.installation =>
                 {
                     continue;
                 }

@@ -7,14 +7,14 @@ mod entry;
 mod status;
 mod topics;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use crate::control::desired::{Change, Desired};
+use crate::control::desired::Change;
 use crate::control::modules;
 use crate::core::deployment::{Deployment, find_cycle};
 use crate::core::names::Identity;
@@ -24,6 +24,7 @@ use crate::node::guest_logs::GuestLogs;
 use crate::node::loader::{Loaded, Loader};
 use crate::node::reporter::Reporter;
 use crate::node::supervisor::entry::Entry;
+use crate::node::threads::{self, Stoppable};
 use crate::node::{NodeConfig, NodeParts};
 use crate::telemetry::metrics::NodeMetrics;
 
@@ -61,6 +62,7 @@ pub(super) struct Supervisor {
     reporter: Reporter,
     last_report: Option<Instant>,
     last_sweep: Instant,
+    sweeper: Option<Stoppable>,
     is_dirty: bool,
 }
 
@@ -74,6 +76,7 @@ impl Supervisor {
             reporter,
             last_report: None,
             last_sweep: Instant::now(),
+            sweeper: None,
             is_dirty: true,
         }
     }
@@ -112,14 +115,14 @@ impl Supervisor {
 
     fn take_change(&mut self, change: Change) {
         match change {
-            Change::Set(identity, desired) => {
+            Change::Set(_, identity, desired) => {
                 tracing::info!(deployment = %identity, generation = desired.generation(), "a deployment is desired");
                 let now_ms = self.now_ms();
                 let entry = self.entries.entry(identity.clone()).or_insert_with(|| Entry::new(identity));
                 entry.desire(Some(desired), now_ms);
                 self.is_dirty = true;
             }
-            Change::Removed(identity) => {
+            Change::Removed(_, identity) => {
                 tracing::info!(deployment = %identity, "a deployment is to go");
                 let now_ms = self.now_ms();
                 if let Some(entry) = self.entries.get_mut(&identity) {
@@ -240,30 +243,24 @@ impl Supervisor {
 
     /// Removes modules that nobody names any more, now and then.
     fn sweep(&mut self) {
-        if self.last_sweep.elapsed() < SWEEP_EVERY || !self.ready.load(Ordering::Relaxed) {
+        let is_busy = self.sweeper.as_ref().is_some_and(|sweeper| !sweeper.is_over());
+        if self.last_sweep.elapsed() < SWEEP_EVERY || is_busy || !self.ready.load(Ordering::Relaxed) {
             return;
         }
         self.last_sweep = Instant::now();
-        let log = self.context.parts.log.as_ref();
-        // Every pool's deployments count: the topic is shared.
-        let swept = crate::control::desired::read(log).and_then(|state| {
-            let named: BTreeSet<_> = state
-                .iter()
-                .filter_map(|(_, _, desired)| match desired {
-                    Desired::Deployment(deployment) => Some(deployment),
-                    Desired::Unsupported { .. } => None,
-                })
-                .flat_map(|deployment| deployment.steps.iter().map(|step| step.module.digest))
-                .collect();
-            let has_unknown =
-                state.iter().any(|(_, _, desired)| matches!(desired, Desired::Unsupported { .. }));
-            if has_unknown { Ok(0) } else { modules::sweep(log, &named, self.now_ms()) }
-        });
-        match swept {
+        let (log, now_ms) = (self.context.parts.log.clone(), self.now_ms());
+        // On a thread of its own: the topic may be large, and lanes wait for this one.
+        let sweeper = threads::spawn("coproc-sweep", move |_| match modules::sweep(log.as_ref(), now_ms) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "modules that no deployment names were removed"),
             Err(error) => {
                 tracing::warn!(%error, "unreferenced modules were not removed: tried again in an hour");
+            }
+        });
+        match sweeper {
+            Ok(sweeper) => self.sweeper = Some(sweeper),
+            Err(error) => {
+                tracing::warn!(%error, "unreferenced modules are not removed: tried again in an hour")
             }
         }
     }

@@ -3,14 +3,15 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
-use coproc::log::{EmbeddedLog, Options};
+use coproc::log::{Durability, EmbeddedLog, Options};
 use coproc::ports::{Log, Offsets, Produce, ReadFrom, TopicConfig};
 
 use crate::support::{create, options, read_all, record, topic, values};
 
 const CHILD: &str = "COPROC_TEST_CRASH_DIR";
+const DURABILITY: &str = "COPROC_TEST_CRASH_DURABILITY";
 #[cfg(feature = "failpoints")]
 const POINT: &str = "COPROC_TEST_CRASH_POINT";
 const BATCH: usize = 7;
@@ -20,7 +21,13 @@ const BATCH: usize = 7;
 fn child() {
     #[expect(clippy::disallowed_methods, reason = "how the parent tells the child what to do")]
     let Ok(dir) = std::env::var(CHILD) else { return };
-    let log = EmbeddedLog::open(Path::new(&dir), Options::default()).unwrap();
+    #[expect(clippy::disallowed_methods, reason = "how the parent tells the child what to do")]
+    let durability = match std::env::var(DURABILITY).as_deref() {
+        Ok("Flush") => Durability::Flush,
+        _ => Durability::Fsync,
+    };
+    let options = Options { durability, ..Options::default() };
+    let log = EmbeddedLog::open(Path::new(&dir), options).unwrap();
     let names = ["left", "right"].map(topic);
     #[cfg(feature = "failpoints")]
     die_at_the_point();
@@ -58,8 +65,21 @@ fn die_at_the_point() {
 
 /// Runs the child until it acknowledged `wanted` commits or died by itself; then kills it. The last acknowledged.
 fn run_and_kill(dir: &Path, wanted: usize, point: Option<&str>) -> Option<usize> {
+    // SIGKILL; the child may be anywhere in its next commit.
+    run_and(dir, wanted, point, Durability::Fsync, |child| child.kill().unwrap())
+}
+
+/// The same with another end.
+pub fn run_and(
+    dir: &Path,
+    wanted: usize,
+    point: Option<&str>,
+    durability: Durability,
+    mut end: impl FnMut(&mut Child),
+) -> Option<usize> {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "crash::child", "--nocapture"]).env(CHILD, dir);
+    command.env(DURABILITY, format!("{durability:?}"));
     if let Some(point) = point {
         command.env("COPROC_TEST_CRASH_POINT", point);
     }
@@ -72,15 +92,15 @@ fn run_and_kill(dir: &Path, wanted: usize, point: Option<&str>) -> Option<usize>
         last = number.parse().ok();
         seen += 1;
         if seen == wanted {
-            // SIGKILL; the child may be anywhere in its next commit.
-            child.kill().unwrap();
+            end(&mut child);
         }
     }
     child.wait().unwrap();
     last
 }
 
-fn check(dir: &Path, acknowledged: Option<usize>) {
+/// Looks at what the child left: how many batches there are.
+pub fn check(dir: &Path, acknowledged: Option<usize>) -> usize {
     let log = EmbeddedLog::open(dir, options()).unwrap();
     let both = ["left", "right"].map(|name| match log.topics().describe(&topic(name)).unwrap() {
         Some(_) => values(&read_all(&*log, &topic(name))),
@@ -95,6 +115,7 @@ fn check(dir: &Path, acknowledged: Option<usize>) {
     }
     drop(log.reader(&topic("left"), None, ReadFrom::Start));
     assert!(log.groups().unwrap().is_empty());
+    both[0].len() / BATCH
 }
 
 #[test]

@@ -7,9 +7,13 @@ use std::time::Duration;
 
 use coproc::core::deployment::{Delivery, StartOffset};
 use coproc::core::ledger::TopicPartition;
+use coproc::core::names::TopicName;
 use coproc::log::socket::{RemoteLog, Server, socket_path};
 use coproc::log::{EmbeddedLog, open_or_connect};
-use coproc::ports::{Extent, FoldEvent, Keyed, LaneSpec, Log, LogError, Produce, ReadFrom, TopicConfig};
+use coproc::ports::{
+    Capabilities, Extent, FencedWriter, Fold, FoldEvent, Keyed, LaneSession, LaneSpec, Log, LogError,
+    Offsets, Produce, Produced, ReadFrom, Reader, TopicAdmin, TopicConfig,
+};
 
 use crate::support::{LONG, create, open, options, produce, read_all, record, topic, values};
 
@@ -114,4 +118,84 @@ fn the_store_itself_or_who_has_it() {
     drop(server);
     assert!(matches!(second.topics().list(), Err(LogError::Unavailable(_))));
     assert_eq!(Arc::strong_count(&first), 1, "a stopped server holds nothing");
+}
+
+/// The log behind it, whose writers wait for a word before they write.
+struct Slow {
+    log: Arc<EmbeddedLog>,
+    go: crossbeam_channel::Receiver<()>,
+}
+
+struct SlowWriter {
+    writer: Box<dyn FencedWriter>,
+    go: crossbeam_channel::Receiver<()>,
+}
+
+impl FencedWriter for SlowWriter {
+    fn write(&mut self, records: &[Keyed]) -> Result<(), LogError> {
+        self.go.recv().unwrap();
+        self.writer.write(records)
+    }
+}
+
+impl Log for Slow {
+    fn lane(&self, spec: &LaneSpec) -> Result<Box<dyn LaneSession>, LogError> {
+        self.log.lane(spec)
+    }
+
+    fn topics(&self) -> &dyn TopicAdmin {
+        self.log.topics()
+    }
+
+    fn offsets(&self) -> &dyn Offsets {
+        self.log.offsets()
+    }
+
+    fn fold(&self, topic: &TopicName) -> Result<Box<dyn Fold>, LogError> {
+        self.log.fold(topic)
+    }
+
+    fn fenced_writer(&self, topic: &TopicName, id: &str) -> Result<Box<dyn FencedWriter>, LogError> {
+        Ok(Box::new(SlowWriter { writer: self.log.fenced_writer(topic, id)?, go: self.go.clone() }))
+    }
+
+    fn reader(
+        &self,
+        topic: &TopicName,
+        partitions: Option<&[u32]>,
+        from: ReadFrom,
+    ) -> Result<Box<dyn Reader>, LogError> {
+        self.log.reader(topic, partitions, from)
+    }
+
+    fn produce(&self, records: &[Produce]) -> Result<Vec<Produced>, LogError> {
+        self.log.produce(records)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.log.capabilities()
+    }
+}
+
+#[test]
+fn a_late_answer_is_not_taken_for_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    let (go, wait) = crossbeam_channel::unbounded();
+    let server =
+        Server::start_tcp(Arc::new(Slow { log: log.clone(), go: wait }), "127.0.0.1:0".parse().unwrap());
+    let address = server.as_ref().unwrap().address().unwrap();
+    let remote = RemoteLog::connect_tcp(address).unwrap();
+    let name = create(&remote, "c", TopicConfig::compacted());
+    let remote = remote.with_deadline(Duration::from_millis(300));
+    let mut writer = remote.fenced_writer(&name, "w").unwrap();
+    assert!(matches!(writer.write(&[keyed("k", "first")]), Err(LogError::Uncertain(_))));
+    go.send(()).unwrap();
+    let mut reader = log.reader(&name, None, ReadFrom::Start).unwrap();
+    assert_eq!(values(&reader.fetch(LONG).unwrap()), ["first"], "it was written, and answered late");
+    assert!(writer.write(&[keyed("k", "second")]).is_err(), "nobody wrote the second");
+    assert_eq!(values(&read_all(&*log, &name)), ["first"]);
+    go.send(()).unwrap();
+    remote.fenced_writer(&name, "w").unwrap().write(&[keyed("k", "third")]).unwrap();
+    assert_eq!(values(&read_all(&*log, &name)), ["first", "third"]);
 }

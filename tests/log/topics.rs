@@ -232,6 +232,9 @@ fn a_fold_reports_follows_and_begins_again() {
     assert_eq!(fold.next(Duration::ZERO).unwrap(), FoldEvent::Idle);
     create(&*log, "plain", TopicConfig::default());
     assert!(matches!(log.fold(&topic("plain")).err(), Some(LogError::BadConfig(_))));
+    TopicAdmin::delete(&*log, &name).unwrap();
+    create(&*log, "c", TopicConfig::default());
+    assert!(matches!(fold.next(LONG), Err(LogError::BadConfig(_))), "made anew otherwise");
 }
 
 #[test]

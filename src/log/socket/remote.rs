@@ -42,6 +42,7 @@ pub struct RemoteLog {
 #[derive(Clone)]
 struct Connection {
     runtime: Arc<Runtime>,
+    deadline: Duration,
     client: LogClient<Channel>,
 }
 
@@ -74,11 +75,17 @@ impl RemoteLog {
         Self::over(runtime, channel.map_err(|error| failed(&error))?)
     }
 
+    /// With another longest time for an answer.
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.connection.deadline = deadline;
+        self
+    }
+
     fn over(runtime: Runtime, channel: Channel) -> Result<Self, LogError> {
         let client = LogClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let connection = Connection { runtime: Arc::new(runtime), client };
+        let connection = Connection { runtime: Arc::new(runtime), deadline: DEADLINE, client };
         let reply = connection.call(|mut client| async move { client.capabilities(wire::Empty {}).await })?;
         Ok(Self { connection, description: reply.description })
     }
@@ -99,11 +106,11 @@ impl Connection {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let call = call(self.client.clone());
-        let answer = self.runtime.block_on(async { tokio::time::timeout(DEADLINE, call).await });
+        let answer = self.runtime.block_on(async { tokio::time::timeout(self.deadline, call).await });
         match answer {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(status)) => Err(convert::error_of(&status)),
-            Err(_) => Err(LogError::Unavailable(format!("no answer within {} s", DEADLINE.as_secs()))),
+            Err(_) => Err(no_answer(self.deadline)),
         }
     }
 
@@ -111,7 +118,8 @@ impl Connection {
         let (requests, receiver) = mpsc::channel(1);
         let mut client = self.client.clone();
         let replies = self.call(|_| async move { client.session(ReceiverStream::new(receiver)).await })?;
-        let mut exchange = Exchange { runtime: self.runtime.clone(), requests, replies };
+        let streams = Some((requests, replies));
+        let mut exchange = Exchange { runtime: self.runtime.clone(), deadline: self.deadline, streams };
         match exchange.ask(ask)? {
             Reply::Done(_) => Ok(exchange),
             _ => Err(unexpected()),
@@ -122,16 +130,17 @@ impl Connection {
 /// A session on the other side: requests and their answers, in turn.
 struct Exchange {
     runtime: Arc<Runtime>,
-    requests: mpsc::Sender<wire::SessionRequest>,
-    replies: Streaming<wire::SessionReply>,
+    deadline: Duration,
+    /// `None` once an answer did not come: a late one would be taken for the answer to the next question.
+    streams: Option<(mpsc::Sender<wire::SessionRequest>, Streaming<wire::SessionReply>)>,
 }
 
 impl Exchange {
     fn ask(&mut self, ask: Ask) -> Result<Reply, LogError> {
-        let Self { runtime, requests, replies } = self;
         let gone = || LogError::Unavailable("the process that has the log went away".into());
-        let answer = runtime.block_on(async {
-            tokio::time::timeout(DEADLINE, async {
+        let Some((requests, mut replies)) = self.streams.take() else { return Err(gone()) };
+        let answer = self.runtime.block_on(async {
+            tokio::time::timeout(self.deadline, async {
                 let request = wire::SessionRequest { kind: Some(ask) };
                 requests.send(request).await.map_err(|_| gone())?;
                 let reply = replies.message().await.map_err(|status| convert::error_of(&status))?;
@@ -139,10 +148,11 @@ impl Exchange {
             })
             .await
         });
+        let Ok(answer) = answer else { return Err(no_answer(self.deadline)) };
+        self.streams = Some((requests, replies));
         match answer {
-            Ok(Ok(Reply::Error(error))) => Err(convert::error_in(error)),
-            Ok(answer) => answer,
-            Err(_) => Err(LogError::Unavailable(format!("no answer within {} s", DEADLINE.as_secs()))),
+            Ok(Reply::Error(error)) => Err(convert::error_in(error)),
+            answer => answer,
         }
     }
 
@@ -166,6 +176,10 @@ impl Exchange {
             }
         }
     }
+}
+
+fn no_answer(within: Duration) -> LogError {
+    LogError::Unavailable(format!("no answer within {} s", within.as_secs()))
 }
 
 fn unexpected() -> LogError {

@@ -151,7 +151,7 @@ fn follow(shared: &Shared, fold: &mut dyn Fold) -> Result<(), LogError> {
                 Change::Ignored { key, why, .. } => tracing::warn!(key, %why, "a control record was ignored"),
                 // Somebody else wrote or removed what Kubernetes owns, or it is our own write: the
                 // reconciliation sees the difference.
-                Change::Set(identity, _) | Change::Removed(identity) => {
+                Change::Set(_, identity, _) | Change::Removed(_, identity) => {
                     if shared.pool.owns(&identity) && shared.desired.read().is_caught_up() {
                         shared.tell(Notice::Deployment(identity));
                     }
