@@ -138,7 +138,7 @@ impl Supervisor {
     fn take_loaded(&mut self, loaded: Loaded) {
         let now_ms = self.now_ms();
         if let Some(entry) = self.entries.get_mut(&loaded.identity) {
-            entry.loaded(loaded.generation, loaded.chain, now_ms);
+            entry.loaded(loaded.deployment, loaded.chain, now_ms);
             self.is_dirty = true;
         }
     }

@@ -29,16 +29,17 @@ const RETRY: RetrySchedule =
 /// Missing topics are looked for at least this often.
 const TOPICS_EVERY: Duration = Duration::from_secs(1);
 
-/// How far the modules are.
+/// How far the modules are. Each names the deployment that it is about, whole: a generation alone may come again after
+/// a removal, and what was loaded for an older life must not run under the name of a newer one.
 enum Load {
     /// Nobody has asked.
     Idle,
     /// The loader has them.
-    Loading { generation: u64 },
+    Loading(Arc<Deployment>),
     /// They can be started.
-    Ready { generation: u64, chain: Arc<ChainPlan> },
+    Ready(Arc<Deployment>, Arc<ChainPlan>),
     /// They cannot be used; tried again at a time, if that may help.
-    Failed { generation: u64, retry_at: Option<Instant> },
+    Failed { deployment: Arc<Deployment>, retry_at: Option<Instant> },
 }
 
 /// Lanes that run one deployment.
@@ -199,7 +200,7 @@ impl Entry {
                 self.settled = true;
             }
             None => {
-                // Generations start anew after a removal: what was loaded belongs to the life that ends.
+                // What is loaded, or still on its way, belongs to the life that ends.
                 self.wanted = None;
                 self.load = Load::Idle;
             }
@@ -224,19 +225,24 @@ impl Entry {
         self.last_error = Some(LastError { time, reason: reason.to_owned(), message });
     }
 
-    /// The loader is done.
-    pub fn loaded(&mut self, generation: u64, chain: Result<Arc<ChainPlan>, LoadError>, now_ms: TimestampMs) {
-        if self.wanted.as_ref().is_none_or(|wanted| wanted.generation != generation) {
+    /// The loader is done with this deployment. What was asked for before that is of no use any more.
+    pub fn loaded(
+        &mut self,
+        deployment: Arc<Deployment>,
+        chain: Result<Arc<ChainPlan>, LoadError>,
+        now_ms: TimestampMs,
+    ) {
+        if !matches!(&self.load, Load::Loading(asked) if *asked == deployment) {
             return;
         }
         self.settled = false;
         match chain {
-            Ok(chain) => self.load = Load::Ready { generation, chain },
+            Ok(chain) => self.load = Load::Ready(deployment, chain),
             Err(error) => {
                 let can_pass = error.disposition() != crate::core::disposition::Disposition::User;
                 self.attempt += 1;
                 let retry_at = can_pass.then(|| Instant::now() + RETRY.delay(self.attempt, 0.0));
-                self.load = Load::Failed { generation, retry_at };
+                self.load = Load::Failed { deployment, retry_at };
                 self.refuse(error.reason(), error.to_string(), now_ms);
             }
         }
@@ -292,15 +298,13 @@ impl Entry {
         }
     }
 
-    /// The chain of the wanted generation, once it is loaded.
+    /// The chain of the wanted deployment, once it is loaded.
     fn chain_for(&mut self, wanted: &Arc<Deployment>, context: &Context) -> Option<Arc<ChainPlan>> {
         match &self.load {
-            Load::Ready { generation, chain } if *generation == wanted.generation => {
-                return Some(chain.clone());
-            }
-            Load::Loading { generation } if *generation == wanted.generation => return None,
-            Load::Failed { generation, retry_at }
-                if *generation == wanted.generation && retry_at.is_none_or(|at| at > Instant::now()) =>
+            Load::Ready(of, chain) if of == wanted => return Some(chain.clone()),
+            Load::Loading(of) if of == wanted => return None,
+            Load::Failed { deployment, retry_at }
+                if deployment == wanted && retry_at.is_none_or(|at| at > Instant::now()) =>
             {
                 self.settled = true;
                 return None;
@@ -309,7 +313,7 @@ impl Entry {
         }
         let request = Request { identity: self.identity.clone(), deployment: wanted.clone() };
         if context.loader.request(request) {
-            self.load = Load::Loading { generation: wanted.generation };
+            self.load = Load::Loading(wanted.clone());
             if self.running.is_none() {
                 self.state = State::Starting;
                 self.reason = None;
@@ -431,7 +435,7 @@ impl Entry {
         });
         let generation = deployment.generation;
         if let Some(failure) = failure {
-            self.load = Load::Failed { generation, retry_at: None };
+            self.load = Load::Failed { deployment, retry_at: None };
             let message =
                 format!("generation {generation} does not start, the one before goes on: {failure}");
             self.refuse("GuestStartFailed", message, context.parts.clock.wall_ms());
@@ -573,4 +577,57 @@ fn severity(state: State) -> u8 {
 
 fn modules_of(plan: &LanePlan) -> Vec<(String, String)> {
     plan.chain.steps.iter().map(|step| (step.name.clone(), step.program.digest().to_string())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment(digit: char) -> Arc<Deployment> {
+        let digest = digit.to_string().repeat(64);
+        let json = format!(
+            r#"{{"schema":"1.0","generation":1,"owner":"cli",
+                "source":{{"type":"Kafka","kafka":{{"topics":["in"]}}}},
+                "steps":[{{"name":"main","module":{{"digest":"sha256:{digest}"}}}}],
+                "sinks":[{{"type":"Kafka","kafka":{{"topic":"out"}}}}]}}"#
+        );
+        Arc::new(serde_json::from_str(&json).unwrap())
+    }
+
+    fn chain() -> Arc<ChainPlan> {
+        Arc::new(ChainPlan { name: "a".into(), steps: Vec::new(), outputs: Vec::new() })
+    }
+
+    fn entry() -> Entry {
+        Entry::new("default/_cli/coprocessor/a".parse().unwrap())
+    }
+
+    /// Sets what is desired, as the supervisor does, and says that the loader was asked for it.
+    fn ask(entry: &mut Entry, deployment: &Arc<Deployment>) {
+        entry.desire(Some(Desired::Deployment(Box::new((**deployment).clone()))), 0);
+        entry.load = Load::Loading(deployment.clone());
+    }
+
+    #[test]
+    fn what_was_loaded_for_an_earlier_life_is_not_run_in_a_later_one() {
+        let (old, new) = (deployment('0'), deployment('1'));
+        assert_eq!(old.generation, new.generation);
+        let mut entry = entry();
+        ask(&mut entry, &old);
+        entry.desire(None, 0);
+        ask(&mut entry, &new);
+        entry.loaded(old, Ok(chain()), 0);
+        assert!(matches!(&entry.load, Load::Loading(asked) if *asked == new));
+        entry.loaded(new.clone(), Ok(chain()), 0);
+        assert!(matches!(&entry.load, Load::Ready(of, _) if *of == new));
+    }
+
+    #[test]
+    fn what_comes_after_a_removal_is_not_kept() {
+        let mut entry = entry();
+        ask(&mut entry, &deployment('0'));
+        entry.desire(None, 0);
+        entry.loaded(deployment('0'), Ok(chain()), 0);
+        assert!(matches!(entry.load, Load::Idle));
+    }
 }
