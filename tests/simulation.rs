@@ -127,7 +127,9 @@ impl LaneSession for Session {
             let lost = self.dice.once_in(3);
             return Event::Revoking { partitions: vec![at], lost };
         }
-        let free: Vec<_> = self.owned.keys().filter(|at| !self.paused.contains(at)).cloned().collect();
+        // What is to go is owned until it is released, but nothing of it is handed out any more.
+        let is_free = |at: &&TopicPartition| !self.paused.contains(at) && !self.revoking.contains(at);
+        let free: Vec<_> = self.owned.keys().filter(is_free).cloned().collect();
         for _ in 0..free.len() {
             let at = &free[self.dice.below(free.len() as u64) as usize];
             let next = self.owned[at];

@@ -136,6 +136,8 @@ pub struct Lane {
     ready: VecDeque<TopicPartition>,
     held: BTreeMap<TopicPartition, Held>,
     owned: Vec<TopicPartition>,
+    /// Owned, and asked for by the group: given up with the next commit or abort that goes through.
+    leaving: Vec<TopicPartition>,
     pending: Pending,
     /// Replay one record at a time up to this offset: the log refused something before it.
     careful: BTreeMap<TopicPartition, Offset>,
@@ -175,6 +177,7 @@ impl Lane {
             ready: VecDeque::new(),
             held: BTreeMap::new(),
             owned: Vec::new(),
+            leaving: Vec::new(),
             pending: Pending::default(),
             careful: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -379,12 +382,33 @@ impl Lane {
         }
     }
 
+    /// Partitions go to somebody else. Whatever the commit makes of it, they are given up: nobody else gets them before.
     fn revoking(&mut self, partitions: &[TopicPartition], lost: bool) -> Result<(), LogError> {
+        let new = partitions.iter().filter(|at| !self.leaving.contains(at)).cloned();
+        let new: Vec<_> = new.collect();
+        self.leaving.extend(new);
         if lost {
-            self.abort()?;
-        } else {
-            self.commit()?;
+            return self.abort();
         }
+        if let Err(error) = self.commit() {
+            if matches!(error, LogError::RecordRefused { .. }) {
+                self.blame(&error);
+            }
+            if let Err(again) = self.abort() {
+                tracing::debug!(error = %again, "partitions are given up after the next abort that goes through");
+            }
+            return Err(error);
+        }
+        self.leave();
+        Ok(())
+    }
+
+    /// Gives up the partitions that are to go; nothing of theirs is uncommitted any more.
+    fn leave(&mut self) {
+        if self.leaving.is_empty() {
+            return;
+        }
+        let partitions = std::mem::take(&mut self.leaving);
         if self.work.as_ref().is_some_and(|work| partitions.contains(&work.partition)) {
             self.drop_work();
         }
@@ -393,15 +417,14 @@ impl Lane {
         self.owned.retain(|at| !partitions.contains(at));
         self.careful.retain(|at, _| !partitions.contains(at));
         self.refused.retain(|at, _| !partitions.contains(at));
-        self.ledger.forget(partitions);
-        self.machine.revoked(partitions);
+        self.ledger.forget(&partitions);
+        self.machine.revoked(&partitions);
         self.parts.shared.change(|report| report.partitions.retain(|at, _| !partitions.contains(at)));
-        for at in partitions {
+        for at in &partitions {
             self.parts.metrics.set_lag(at.topic.as_str(), at.partition, None);
         }
         self.session.release();
         self.update_state();
-        Ok(())
     }
 
     /// Drops the batch at hand; a guest that was in its middle goes with it.
@@ -560,6 +583,7 @@ impl Lane {
         self.pending = Pending::default();
         self.ledger.rewind();
         self.session.rewind()?;
+        self.leave();
         let (standing, free): (Vec<_>, Vec<_>) =
             self.owned.iter().cloned().partition(|at| self.machine.halted_at(at).is_some());
         self.session.pause(&standing);
