@@ -93,11 +93,23 @@ struct Session {
     tainted: bool,
     /// Values that the log refuses at the commit, for a reason that could not be seen before.
     refuses: BTreeSet<u64>,
+    /// Whether the log refuses dead letters: `Emit` at once, `Commit` at the commit.
+    refuses_dead: Option<When>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    Emit,
+    Commit,
 }
 
 fn value_of(payload: &[u8]) -> u64 {
     let value = Payload::parse(payload).unwrap().value.unwrap().to_vec();
     String::from_utf8(value).unwrap().split(':').next().unwrap().parse().unwrap()
+}
+
+fn refusal(topic: &str) -> LogError {
+    LogError::RecordRefused { topic: topic.parse().unwrap(), reason: "simulated".into() }
 }
 
 fn broken(what: &str) -> LogError {
@@ -162,6 +174,10 @@ impl LaneSession for Session {
             self.tainted = true;
             return Err(broken("emit"));
         }
+        if self.refuses_dead == Some(When::Emit) && output.topic.as_str() == "dead" {
+            self.tainted = true;
+            return Err(refusal("dead"));
+        }
         let partition = match output.placement {
             coproc::ports::Placement::Exactly(partition) | coproc::ports::Placement::By(_, partition) => {
                 partition
@@ -176,16 +192,13 @@ impl LaneSession for Session {
         for (at, _) in ledger.uncommitted() {
             assert!(self.owned.contains_key(at), "{at} is committed but not owned");
         }
-        let refused = self
-            .open
-            .iter()
-            .find(|(topic, _, payload)| topic == "out" && self.refuses.contains(&value_of(payload)));
+        let refused = self.open.iter().find(|(topic, _, payload)| match topic.as_str() {
+            "out" => self.refuses.contains(&value_of(payload)),
+            _ => self.refuses_dead.is_some(),
+        });
         if let Some((topic, ..)) = refused {
             self.tainted = true;
-            return Err(LogError::RecordRefused {
-                topic: topic.parse().unwrap(),
-                reason: "simulated".into(),
-            });
+            return Err(refusal(topic));
         }
         let fault = if self.dice.once_in(self.faults) { 1 + self.dice.below(3) } else { 0 };
         if fault == 1 {
@@ -339,6 +352,7 @@ struct Case {
     steps: usize,
     policy: OnExhausted,
     refuses: bool,
+    refuses_dead: Option<When>,
 }
 
 fn deployment(case: &Case) -> Deployment {
@@ -392,7 +406,8 @@ fn lane(
         unassigned: (0..PARTITIONS).map(at).collect(),
         open: Vec::new(),
         tainted: false,
-        refuses: if case.refuses { [31, 62, 92].into() } else { BTreeSet::new() },
+        refuses: refused(case),
+        refuses_dead: case.refuses_dead,
     };
     let (_, mailbox) = crossbeam_channel::bounded(1);
     let stop: Arc<AtomicBool> = Arc::default();
@@ -467,8 +482,9 @@ fn end_of(case: &Case, records: &[Record], forever: &BTreeSet<u64>) -> usize {
         forever.contains(&value) || refused(case).contains(&value)
     };
     match case.policy {
-        OnExhausted::Fail => records.iter().position(bad).unwrap_or(records.len()),
-        _ => records.len(),
+        OnExhausted::DeadLetter if case.refuses_dead.is_none() => records.len(),
+        OnExhausted::Fail | OnExhausted::DeadLetter => records.iter().position(bad).unwrap_or(records.len()),
+        OnExhausted::Skip => records.len(),
     }
 }
 
@@ -518,7 +534,8 @@ fn run_all(steps: usize, refuses: bool) {
         let policies = [OnExhausted::Fail, OnExhausted::Skip, OnExhausted::DeadLetter];
         // A refusal takes many calls in a row to be pinned down, so there faults are rarer.
         let faults = if refuses { [0, 40, 80, 200] } else { [0, 5, 20, 100] }[(seed % 4) as usize];
-        run(&Case { seed, faults, steps, policy: policies[(seed % 3) as usize], refuses });
+        let policy = policies[(seed % 3) as usize];
+        run(&Case { seed, faults, steps, policy, refuses, refuses_dead: None });
     }
 }
 
@@ -535,4 +552,13 @@ fn a_chain_of_two_is_exactly_once_under_faults() {
 #[test]
 fn records_that_the_log_refuses_are_found_one_by_one() {
     run_all(1, true);
+}
+
+#[test]
+fn a_refused_dead_letter_stops_its_partition_only() {
+    for seed in seeds() {
+        let faults = [0, 20, 100][(seed % 3) as usize];
+        let refuses_dead = Some([When::Emit, When::Commit][(seed % 2) as usize]);
+        run(&Case { seed, faults, steps: 1, policy: OnExhausted::DeadLetter, refuses: false, refuses_dead });
+    }
 }

@@ -427,6 +427,19 @@ impl Lane {
         self.update_state();
     }
 
+    /// A partition stops at `offset` for good; the others go on.
+    fn halt(&mut self, at: &TopicPartition, offset: Offset, reason: &str, message: String) {
+        self.machine.halt(at, offset);
+        self.session.pause(std::slice::from_ref(at));
+        self.held.remove(at);
+        self.ready.retain(|ready| ready != at);
+        self.parts.shared.error(self.parts.clock.wall_ms(), reason, message.clone());
+        self.parts.shared.change(|report| {
+            report.partitions.entry(at.clone()).or_default().error = Some(message);
+        });
+        self.update_state();
+    }
+
     /// Drops the batch at hand; a guest that was in its middle goes with it.
     fn drop_work(&mut self) {
         if let Some(work) = self.work.take()
