@@ -95,6 +95,27 @@ struct Session {
     refuses: BTreeSet<u64>,
     /// Whether the log refuses dead letters: `Emit` at once, `Commit` at the commit.
     refuses_dead: Option<When>,
+    /// Nothing can be read at or after this offset of the first partition.
+    damaged: Option<Damage>,
+    /// Partitions that said so since the last rewind.
+    stuck: BTreeSet<TopicPartition>,
+}
+
+/// How a partition fails for good, and where.
+#[derive(Clone, Copy)]
+struct Damage {
+    offset: Offset,
+    out_of_range: bool,
+}
+
+impl Damage {
+    fn event(self, partition: &TopicPartition) -> Event {
+        if self.out_of_range {
+            let (partition, wanted) = (partition.clone(), self.offset);
+            return Event::Failed(LogError::OffsetOutOfRange { partition, wanted, first: 1_000, end: 1_001 });
+        }
+        Event::Stuck { partition: partition.clone(), error: LogError::Corrupt("simulated".into()) }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -145,8 +166,17 @@ impl LaneSession for Session {
         for _ in 0..free.len() {
             let at = &free[self.dice.below(free.len() as u64) as usize];
             let next = self.owned[at];
+            let damage = self.damaged.filter(|_| at.partition == 0);
+            if let Some(damage) = damage.filter(|damage| damage.offset <= next) {
+                if self.stuck.insert(at.clone()) {
+                    return damage.event(at);
+                }
+                continue;
+            }
             let world = self.world.borrow();
             let records = &world.inputs[&at.partition];
+            let readable = damage.map_or(records.len(), |damage| damage.offset as usize);
+            let records = &records[..readable.min(records.len())];
             if (next as usize) < records.len() {
                 let count = 1 + self.dice.below(7) as usize;
                 batch.reset(&at.topic, at.partition);
@@ -231,6 +261,7 @@ impl LaneSession for Session {
         }
         self.tainted = false;
         self.ended.clear();
+        self.stuck.clear();
         let committed = &self.world.borrow().committed;
         for (at, next) in &mut self.owned {
             *next = committed.get(at).copied().unwrap_or(0);
@@ -253,6 +284,7 @@ impl LaneSession for Session {
             self.owned.remove(&at);
             self.paused.remove(&at);
             self.ended.remove(&at);
+            self.stuck.remove(&at);
             self.unassigned.push_back(at);
         }
     }
@@ -353,6 +385,14 @@ struct Case {
     policy: OnExhausted,
     refuses: bool,
     refuses_dead: Option<When>,
+    damaged: Option<Damage>,
+}
+
+impl Case {
+    /// One step, no faults, nothing refused or damaged.
+    fn new(seed: u64, policy: OnExhausted) -> Self {
+        Self { seed, faults: 0, steps: 1, policy, refuses: false, refuses_dead: None, damaged: None }
+    }
 }
 
 fn deployment(case: &Case) -> Deployment {
@@ -408,6 +448,8 @@ fn lane(
         tainted: false,
         refuses: refused(case),
         refuses_dead: case.refuses_dead,
+        damaged: case.damaged,
+        stuck: BTreeSet::new(),
     };
     let (_, mailbox) = crossbeam_channel::bounded(1);
     let stop: Arc<AtomicBool> = Arc::default();
@@ -476,7 +518,9 @@ fn refused(case: &Case) -> BTreeSet<u64> {
 }
 
 /// Where each partition ends: after its last record, or at the first one that halts it.
-fn end_of(case: &Case, records: &[Record], forever: &BTreeSet<u64>) -> usize {
+fn end_of(case: &Case, partition: u32, records: &[Record], forever: &BTreeSet<u64>) -> usize {
+    let damage = case.damaged.filter(|_| partition == 0).map_or(records.len(), |at| at.offset as usize);
+    let records = &records[..damage.min(records.len())];
     let bad = |record: &Record| {
         let value = value_of(&record.payload());
         forever.contains(&value) || refused(case).contains(&value)
@@ -491,14 +535,14 @@ fn end_of(case: &Case, records: &[Record], forever: &BTreeSet<u64>) -> usize {
 fn is_done(case: &Case, world: &World, forever: &BTreeSet<u64>) -> bool {
     world.inputs.iter().all(|(partition, records)| {
         let at = TopicPartition::new(&"in".parse().unwrap(), *partition);
-        let end = end_of(case, records, forever) as Offset;
+        let end = end_of(case, *partition, records, forever) as Offset;
         world.committed.get(&at).copied().unwrap_or(0) >= end
     })
 }
 
 fn check(case: &Case, world: &World, forever: &BTreeSet<u64>) {
     for (partition, records) in &world.inputs {
-        let end = end_of(case, records, forever);
+        let end = end_of(case, *partition, records, forever);
         let (mut expected, mut dead) = (Vec::new(), Vec::new());
         for record in &records[..end] {
             let value = value_of(&record.payload());
@@ -535,7 +579,7 @@ fn run_all(steps: usize, refuses: bool) {
         // A refusal takes many calls in a row to be pinned down, so there faults are rarer.
         let faults = if refuses { [0, 40, 80, 200] } else { [0, 5, 20, 100] }[(seed % 4) as usize];
         let policy = policies[(seed % 3) as usize];
-        run(&Case { seed, faults, steps, policy, refuses, refuses_dead: None });
+        run(&Case { faults, steps, refuses, ..Case::new(seed, policy) });
     }
 }
 
@@ -559,6 +603,15 @@ fn a_refused_dead_letter_stops_its_partition_only() {
     for seed in seeds() {
         let faults = [0, 20, 100][(seed % 3) as usize];
         let refuses_dead = Some([When::Emit, When::Commit][(seed % 2) as usize]);
-        run(&Case { seed, faults, steps: 1, policy: OnExhausted::DeadLetter, refuses: false, refuses_dead });
+        run(&Case { faults, refuses_dead, ..Case::new(seed, OnExhausted::DeadLetter) });
+    }
+}
+
+#[test]
+fn a_partition_that_cannot_be_read_stops_alone() {
+    for seed in seeds() {
+        let faults = [0, 20, 100][(seed % 3) as usize];
+        let damage = Damage { offset: (seed % 30) as Offset, out_of_range: seed.is_multiple_of(2) };
+        run(&Case { faults, damaged: Some(damage), ..Case::new(seed, OnExhausted::Skip) });
     }
 }

@@ -318,7 +318,19 @@ impl Lane {
             }
             Event::Assigned(partitions) => self.assigned(partitions),
             Event::Revoking { partitions, lost } => self.revoking(&partitions, lost)?,
-            Event::Failed(error) => return Err(error),
+            Event::Stuck { partition, error } => self.stuck(&partition, &error)?,
+            Event::Failed(error) => {
+                if let LogError::OffsetOutOfRange { partition, .. } = &error {
+                    self.stuck(&partition.clone(), &error)?;
+                } else {
+                    // What was done is not done again after the rewind: a log that fails after every few records
+                    // would otherwise never get on.
+                    if error.disposition() != Disposition::Fenced {
+                        self.commit()?;
+                    }
+                    return Err(error);
+                }
+            }
         }
         self.spare = batch;
         if is_idle {
@@ -425,6 +437,23 @@ impl Lane {
         }
         self.session.release();
         self.update_state();
+    }
+
+    /// A partition cannot be read on.
+    fn stuck(&mut self, at: &TopicPartition, error: &LogError) -> Result<(), LogError> {
+        self.commit()?;
+        let (reason, offset) = match error {
+            LogError::OffsetOutOfRange { wanted, .. } => ("OffsetOutOfRange", Some(*wanted)),
+            LogError::Corrupt(_) => ("LogDamaged", self.ledger.next(at)),
+            _ => ("OffsetMissing", self.ledger.next(at)),
+        };
+        tracing::warn!(deployment = %self.plan.identity, partition = %at, %error, "the partition cannot be read on");
+        self.parts.shared.progress(|report| {
+            let report = report.partitions.entry(at.clone()).or_default();
+            report.committed = report.committed.or(offset);
+        });
+        self.halt(at, offset.unwrap_or_default(), reason, format!("partition {at}: {error}"));
+        Ok(())
     }
 
     /// A partition stops at `offset` for good; the others go on.
