@@ -99,6 +99,7 @@ impl Lane {
 
     /// Finds out where new partitions start, and commits that at once: a restart must not find another answer.
     fn start_fresh(&mut self) -> Result<Vec<TopicPartition>, LogError> {
+        self.wait_for_forerunner()?;
         let mut starts = Vec::with_capacity(self.fresh.len());
         let mut changes = Vec::new();
         for at in &self.fresh {
@@ -125,6 +126,12 @@ impl Lane {
             at
         });
         Ok(slots.collect())
+    }
+
+    /// A commit of whoever had this slot before may be on its way, let through before the fence rose. The writer answers
+    /// in order: offsets that are read after this are the last word.
+    fn wait_for_forerunner(&self) -> Result<(), LogError> {
+        self.store.write(Vec::new(), Vec::new(), Some(self.fence.clone())).map(drop)
     }
 
     fn start_of(&self, topic: &Topic, partition: u32) -> Result<Offset, LogError> {
@@ -293,7 +300,7 @@ impl LaneSession for Lane {
     fn rewind(&mut self) -> Result<(), LogError> {
         self.transaction.clear();
         self.outputs.clear();
-        self.fence.check()?;
+        self.wait_for_forerunner()?;
         for (at, slot) in &mut self.slots {
             // Every slot had its start committed, unless somebody removed the group under it.
             let committed = self.store.committed_at(&self.spec.group, at);
