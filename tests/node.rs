@@ -5,7 +5,7 @@ mod support;
 
 use coproc::core::deployment::{Naming, Sink, Source, StartOffset};
 use coproc::core::status::State;
-use coproc::ports::{Keyed, Log, LogError};
+use coproc::ports::{Keyed, Log, LogError, TopicConfig};
 
 use support::{Rig, fragile, guest, identity, identity_of, numbers, stamp, start_node, topic, wait_for};
 
@@ -115,6 +115,48 @@ fn a_poison_record_stops_its_partition_only() {
 }
 
 #[test]
+fn what_is_known_of_partitions_outlives_their_lanes() {
+    let mut rig = Rig::new();
+    rig.create("in", 2);
+    rig.create("out", 2);
+    rig.deploy("fragile", &[fragile()], "in", &["out"], NO_RETRIES).unwrap();
+    // All in one batch: the lag is that of the moment at which it stopped.
+    rig.produce_to("in", 0, ["a0", "!1", "a2", "a3"].map(str::to_owned));
+    let check = |status: coproc::core::status::DeploymentStatus| {
+        let stopped = status.partitions.iter().find(|at| at.partition == 0).unwrap();
+        assert_eq!((stopped.offset, stopped.lag), (1, 3), "{status:?}");
+        assert!(stopped.error.as_ref().unwrap().contains("in/0@1"), "{status:?}");
+        assert_eq!(status.last_error.unwrap().reason, "GuestFailed");
+    };
+    check(rig.wait_for_state("fragile", State::Failed));
+    assert!(rig.writer().set_paused(&identity_of("fragile"), true).unwrap());
+    check(rig.wait_for_state("fragile", State::Paused));
+    assert!(rig.writer().set_paused(&identity_of("fragile"), false).unwrap());
+    check(rig.wait_for_state("fragile", State::Failed));
+    assert!(rig.node.take().unwrap().stop());
+    check(rig.status("fragile").unwrap());
+}
+
+#[test]
+fn a_dead_letter_topic_that_cannot_take_every_record_is_not_used() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    let small = TopicConfig { max_record_bytes: 4_000, ..TopicConfig::default() };
+    for (name, config, says) in [("c", TopicConfig::compacted(), "compacted"), ("s", small, "8192")] {
+        rig.log.topics().create(&topic(name), &config).unwrap();
+        let policy = format!(
+            r#""policies":{{"errorPolicy":{{"maxRetries":0,"onExhausted":"DeadLetter","deadLetterTopic":"{name}"}}}}"#
+        );
+        rig.deploy(name, &[fragile()], "in", &["out"], &policy).unwrap();
+        let status = wait_for("a reason", || rig.status(name).filter(|status| status.reason.is_some()));
+        assert_eq!(status.reason.as_deref(), Some("TopicNotUsable"));
+        assert_eq!(status.state, State::Pending);
+        assert!(status.last_error.as_ref().unwrap().message.contains(says), "{status:?}");
+    }
+}
+
+#[test]
 fn a_fixed_module_goes_on_where_the_broken_one_stopped() {
     let rig = Rig::new();
     rig.create("in", 2);
@@ -195,8 +237,10 @@ fn pausing_stands_still_and_resuming_goes_on() {
     rig.produce("in", numbers("v", 0..10));
     rig.values("out", 10);
     assert!(rig.writer().set_paused(&identity_of("copy"), true).unwrap());
-    rig.wait_for_state("copy", State::Paused);
+    let status = rig.wait_for_state("copy", State::Paused);
     assert_eq!(rig.log.offsets().members(&identity_of("copy").consumer_group()).unwrap(), 0);
+    let known: Vec<_> = status.partitions.iter().map(|at| (at.partition, at.offset, at.lag)).collect();
+    assert_eq!(known, [(0, 10, 0)], "the last that is known");
     rig.produce("in", numbers("v", 10..20));
     assert!(rig.writer().set_paused(&identity_of("copy"), false).unwrap());
     assert_eq!(rig.values("out", 20), numbers("v", 0..20));

@@ -377,21 +377,22 @@ mod tests {
 
     /// A chain of steps `(at once, copies, fails at)` with the records "0" to "3".
     fn chain(steps: &[(usize, usize, Option<&'static str>)]) -> Chain {
-        let stage = |(i, (at_once, copies, fails_at)): (usize, &(usize, usize, Option<&'static str>))| Stage {
-            step: format!("step{i}"),
-            digest: Digest::from_bytes([0; 32]),
-            guest: Box::new(Scripted {
-                at_once: *at_once,
-                copies: *copies,
-                fails_at: *fails_at,
-                batch: Batch::default(),
-                completed: 0,
-                outputs: Outputs::default(),
-            }),
-            origins: Vec::new(),
-            is_busy: false,
-            spare: Batch::default(),
-        };
+        let stage =
+            |(i, (at_once, copies, fails_at)): (usize, &(usize, usize, Option<&'static str>))| Stage {
+                step: format!("step{i}"),
+                digest: Digest::from_bytes([0; 32]),
+                guest: Box::new(Scripted {
+                    at_once: *at_once,
+                    copies: *copies,
+                    fails_at: *fails_at,
+                    batch: Batch::default(),
+                    completed: 0,
+                    outputs: Outputs::default(),
+                }),
+                origins: Vec::new(),
+                is_busy: false,
+                spare: Batch::default(),
+            };
         let input: TopicName = "in".parse().unwrap();
         let mut chain = Chain::of(steps.iter().enumerate().map(stage).collect(), &input);
         let mut batch = Batch::default();

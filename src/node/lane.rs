@@ -462,6 +462,8 @@ impl Lane {
         self.session.pause(std::slice::from_ref(at));
         self.held.remove(at);
         self.ready.retain(|ready| ready != at);
+        // The status is written now: the lag in it is to be the one of now.
+        self.report_ends();
         self.parts.shared.error(self.parts.clock.wall_ms(), reason, message.clone());
         self.parts.shared.change(|report| {
             report.partitions.entry(at.clone()).or_default().error = Some(message);
@@ -602,7 +604,7 @@ impl Lane {
                 }
                 // A log that fails at once must not make the lane spin.
                 Event::Failed(_) => self.parts.clock.sleep(Duration::from_millis(10).min(left)),
-                Event::Records | Event::Idle | Event::CaughtUp { .. } => {}
+                Event::Records | Event::Idle | Event::CaughtUp { .. } | Event::Stuck { .. } => {}
             }
             return Turn::Continue;
         }

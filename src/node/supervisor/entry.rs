@@ -1,6 +1,6 @@
 //! One deployment on this node: what is desired, what is loaded, what runs, and the next step between them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,12 +8,13 @@ use crossbeam_channel::{Receiver, TryRecvError};
 
 use crate::control::desired::Desired;
 use crate::core::deployment::{Delivery, Deployment};
+use crate::core::ledger::TopicPartition;
 use crate::core::names::{Identity, TopicName};
 use crate::core::record::TimestampMs;
 use crate::core::retry::RetrySchedule;
 use crate::core::status::{DeploymentStatus, LastError, PartitionStatus, State};
 use crate::node::chain::StepFailure;
-use crate::node::lane::report::LaneShared;
+use crate::node::lane::report::{LaneReport, LaneShared, PartitionReport};
 use crate::node::lane::{Command, End, LaneParts};
 use crate::node::lane_thread::LaneHandle;
 use crate::node::loader::{LoadError, Request};
@@ -85,6 +86,8 @@ pub struct Entry {
     running: Option<Running>,
     swapping: Option<Swapping>,
     stopping: Vec<LaneHandle>,
+    /// What the lanes that ran last have to say, while none runs.
+    last: Vec<Arc<LaneShared>>,
     /// Every partition that lanes of it had: what metrics may know.
     had: BTreeSet<(String, u32)>,
     state: State,
@@ -106,6 +109,7 @@ impl Entry {
             running: None,
             swapping: None,
             stopping: Vec::new(),
+            last: Vec::new(),
             had: BTreeSet::new(),
             state: State::Pending,
             reason: None,
@@ -403,6 +407,7 @@ impl Entry {
         let modules = modules_of(plan);
         context.metrics.set_modules(&name, &modules, true);
         tracing::info!(deployment = %self.identity, lanes = lanes.len(), generation = plan.deployment.generation, "lanes were started");
+        self.last.clear();
         self.running = Some(Running { deployment: plan.deployment.clone(), lanes, modules });
         self.state = State::Running;
         self.reason = None;
@@ -500,6 +505,7 @@ impl Entry {
             let reports = running.lanes.iter().map(|lane| lane.shared.report());
             let partitions = reports.flat_map(|report| report.partitions.into_keys());
             self.had.extend(partitions.map(|at| (at.topic.to_string(), at.partition)));
+            self.last = running.lanes.iter().map(|lane| lane.shared.clone()).collect();
             self.stopping.extend(running.lanes);
         }
     }
@@ -512,8 +518,11 @@ impl Entry {
 
     /// Waits for all lanes until the deadline: whether all ended.
     pub fn stop_lanes_by(&mut self, deadline: Instant) -> bool {
-        let lanes = self.running.take().into_iter().flat_map(|running| running.lanes);
-        let lanes: Vec<LaneHandle> = lanes.chain(self.stopping.drain(..)).collect();
+        if let Some(running) = self.running.take() {
+            self.last = running.lanes.iter().map(|lane| lane.shared.clone()).collect();
+            self.stopping.extend(running.lanes);
+        }
+        let lanes = std::mem::take(&mut self.stopping);
         self.state = if self.wanted().is_some() { State::Pending } else { self.state };
         // Every lane is waited for, so no short circuit.
         lanes.into_iter().fold(true, |all, lane| lane.stop_by(deadline) & all)
@@ -536,16 +545,15 @@ impl Entry {
             _ => None,
         };
         let lanes = self.running.iter().flat_map(|running| &running.lanes);
-        let reports: Vec<_> = lanes.map(|lane| lane.shared.report()).collect();
+        let reports: Vec<_> = match &self.running {
+            Some(_) => lanes.map(|lane| lane.shared.report()).collect(),
+            None => self.last.iter().map(|shared| shared.report()).collect(),
+        };
         let state = match &self.running {
             Some(_) => reports.iter().map(|report| report.state).max_by_key(|state| severity(*state)),
             None => None,
         };
-        let mut partitions: Vec<PartitionStatus> = reports
-            .iter()
-            .flat_map(|report| report.partitions.iter().map(|(at, report)| report.to_status(at)))
-            .collect();
-        partitions.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
+        let partitions = partitions(&reports);
         let of_lanes = reports.iter().filter_map(|report| report.last_error.clone());
         let last_error = of_lanes.chain(self.last_error.clone()).max_by_key(|error| error.time);
         DeploymentStatus {
@@ -562,6 +570,18 @@ impl Entry {
             truncated: false,
         }
     }
+}
+
+/// The partitions of all lanes. One that moved between lanes that end stands where it got furthest.
+fn partitions(reports: &[LaneReport]) -> Vec<PartitionStatus> {
+    let mut all: BTreeMap<&TopicPartition, &PartitionReport> = BTreeMap::new();
+    for (at, report) in reports.iter().flat_map(|report| &report.partitions) {
+        let known = all.entry(at).or_insert(report);
+        if report.committed > known.committed {
+            *known = report;
+        }
+    }
+    all.into_iter().map(|(at, report)| report.to_status(at)).collect()
 }
 
 /// Which of several lanes' states stands for all.
