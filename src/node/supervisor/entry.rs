@@ -45,16 +45,17 @@ enum Load {
 
 /// Lanes that run one deployment.
 struct Running {
-    deployment: Arc<Deployment>,
+    plan: LanePlan,
     lanes: Vec<LaneHandle>,
-    modules: Vec<(String, String)>,
+    since: Instant,
 }
 
 /// Lanes that were told to swap.
 struct Swapping {
-    deployment: Arc<Deployment>,
-    modules: Vec<(String, String)>,
+    plan: LanePlan,
     replies: Vec<Reply>,
+    /// Some lane could not, so the others are told to go back: why, and when they are told again if they cannot either.
+    undoing: Option<(StepFailure, Instant)>,
 }
 
 /// A lane's answer to a swap.
@@ -64,6 +65,21 @@ enum Reply {
 }
 
 impl Reply {
+    /// Tells a lane to exchange its chain.
+    fn to_swap(lane: &LaneHandle, plan: &LanePlan) -> Self {
+        let (reply, told) = crossbeam_channel::bounded(1);
+        // A lane that ended has closed its mailbox; `look_at_lanes` sees to it.
+        let _ = lane.commands.try_send(Command::Swap { plan: Box::new(plan.clone()), reply });
+        Self::Awaited(told)
+    }
+
+    fn failure(&self) -> Option<&StepFailure> {
+        match self {
+            Self::Given(Err(failure)) => Some(failure),
+            _ => None,
+        }
+    }
+
     /// Whether the lane has answered. One that ended without an answer is seen to elsewhere.
     fn is_given(&mut self) -> bool {
         if let Self::Awaited(reply) = self {
@@ -140,9 +156,10 @@ impl Entry {
         self.stopping.len() + self.running.as_ref().map_or(0, |running| running.lanes.len())
     }
 
-    /// Whether lanes are to be started next.
-    pub fn is_to_start(&self) -> bool {
-        self.running.is_none() && self.wanted().is_some()
+    /// Whether more lanes are wanted than run: lanes that are to be started.
+    pub fn wants_more_lanes(&self) -> bool {
+        let running = self.running.as_ref().map_or(0, |running| running.lanes.len());
+        self.wanted().is_some_and(|wanted| usize::from(wanted.policies.parallelism) > running)
     }
 
     /// Whether nothing is left of it.
@@ -180,19 +197,21 @@ impl Entry {
 
     /// This is desired from now on.
     pub fn desire(&mut self, desired: Option<Desired>, now_ms: TimestampMs) {
-        self.settled = false;
-        self.attempt = 0;
-        self.retry_at = None;
         match &desired {
             Some(Desired::Deployment(deployment)) => {
                 let problems = deployment.problems();
                 match problems.first() {
-                    // What runs goes on as it is.
+                    // What runs goes on as it is, and what was to be done about it is still to be done.
                     Some(first) => {
+                        let settled = self.settled;
                         let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
                         self.refuse(first.reason, all.join("; "), now_ms);
+                        self.settled = settled;
                     }
-                    None => self.wanted = Some(Arc::new((**deployment).clone())),
+                    None => {
+                        self.wanted = Some(Arc::new((**deployment).clone()));
+                        self.begin_anew();
+                    }
                 }
             }
             Some(Desired::Unsupported { schema, .. }) => {
@@ -207,9 +226,16 @@ impl Entry {
                 // What is loaded, or still on its way, belongs to the life that ends.
                 self.wanted = None;
                 self.load = Load::Idle;
+                self.begin_anew();
             }
         }
         self.desired = desired;
+    }
+
+    fn begin_anew(&mut self) {
+        self.settled = false;
+        self.attempt = 0;
+        self.retry_at = None;
     }
 
     fn refuse(&mut self, reason: &str, message: String, now_ms: TimestampMs) {
@@ -241,7 +267,10 @@ impl Entry {
         }
         self.settled = false;
         match chain {
-            Ok(chain) => self.load = Load::Ready(deployment, chain),
+            Ok(chain) => {
+                self.attempt = 0;
+                self.load = Load::Ready(deployment, chain);
+            }
             Err(error) => {
                 let can_pass = error.disposition() != crate::core::disposition::Disposition::User;
                 self.attempt += 1;
@@ -279,7 +308,7 @@ impl Entry {
             self.settled = self.stopping.is_empty();
             return;
         }
-        if self.running.as_ref().is_some_and(|running| *running.deployment == *wanted) {
+        if self.running.as_ref().is_some_and(|running| running.plan.deployment == wanted) {
             self.settled = true;
             return;
         }
@@ -340,7 +369,7 @@ impl Entry {
         };
         let plan = LanePlan::new(self.identity.clone(), wanted.clone(), chain.clone(), &topics);
         let Some(plan) = plan else { return };
-        let difference = self.running.as_ref().map(|running| difference(&running.deployment, wanted));
+        let difference = self.running.as_ref().map(|running| difference(&running.plan.deployment, wanted));
         match difference {
             None if self.stopping.is_empty() => self.start_lanes(context, &plan, now_ms),
             // The old lanes have not ended yet.
@@ -404,11 +433,10 @@ impl Entry {
                 }
             }
         }
-        let modules = modules_of(plan);
-        context.metrics.set_modules(&name, &modules, true);
+        context.metrics.set_modules(&name, &modules_of(plan), true);
         tracing::info!(deployment = %self.identity, lanes = lanes.len(), generation = plan.deployment.generation, "lanes were started");
         self.last.clear();
-        self.running = Some(Running { deployment: plan.deployment.clone(), lanes, modules });
+        self.running = Some(Running { plan: plan.clone(), lanes, since: Instant::now() });
         self.state = State::Running;
         self.reason = None;
         self.settled = true;
@@ -416,46 +444,65 @@ impl Entry {
 
     fn swap(&mut self, plan: &LanePlan) {
         let Some(running) = &self.running else { return };
-        let tell = |lane: &LaneHandle| {
-            let (reply, told) = crossbeam_channel::bounded(1);
-            // A lane that ended has closed its mailbox; `look_at_lanes` sees to it.
-            let _ = lane.commands.try_send(Command::Swap { plan: Box::new(plan.clone()), reply });
-            Reply::Awaited(told)
-        };
-        let replies = running.lanes.iter().map(tell).collect();
-        self.swapping =
-            Some(Swapping { deployment: plan.deployment.clone(), modules: modules_of(plan), replies });
+        let replies = running.lanes.iter().map(|lane| Reply::to_swap(lane, plan)).collect();
+        self.swapping = Some(Swapping { plan: plan.clone(), replies, undoing: None });
     }
 
+    /// All lanes end on the same modules: the new ones, or where one of them cannot, all on the old ones.
     fn look_at_swap(&mut self, context: &Context) {
-        let Some(swapping) = &mut self.swapping else { return };
+        let (Some(swapping), Some(running)) = (&mut self.swapping, &self.running) else { return };
         // Every lane is asked, so no short circuit.
         if !swapping.replies.iter_mut().fold(true, |all, reply| reply.is_given() & all) {
             return;
         }
-        let Some(Swapping { deployment, modules, replies }) = self.swapping.take() else { return };
-        let failure = replies.into_iter().find_map(|reply| match reply {
-            Reply::Given(Err(failure)) => Some(failure),
-            _ => None,
-        });
+        let failure = swapping.replies.iter().find_map(Reply::failure).cloned();
+        match (&swapping.undoing, failure) {
+            (None, None) => self.swapped(context),
+            (None, Some(failure)) => {
+                let back = |(lane, reply): (&LaneHandle, &Reply)| match reply.failure() {
+                    None => Reply::to_swap(lane, &running.plan),
+                    Some(_) => Reply::Given(Ok(())),
+                };
+                swapping.replies = running.lanes.iter().zip(&swapping.replies).map(back).collect();
+                swapping.undoing = Some((failure, Instant::now() + RETRY.initial));
+            }
+            (Some((failure, _)), None) => {
+                let (deployment, failure) = (swapping.plan.deployment.clone(), failure.clone());
+                self.swapping = None;
+                self.not_swapped(deployment, &failure, context.parts.clock.wall_ms());
+            }
+            (Some((first, at)), Some(failure)) if *at <= Instant::now() => {
+                tracing::warn!(deployment = %self.identity, %failure, "a lane does not get back to its old modules: told again");
+                let again = |(lane, reply): (&LaneHandle, &Reply)| match reply.failure() {
+                    None => Reply::Given(Ok(())),
+                    Some(_) => Reply::to_swap(lane, &running.plan),
+                };
+                let undoing = Some((first.clone(), Instant::now() + RETRY.initial));
+                swapping.replies = running.lanes.iter().zip(&swapping.replies).map(again).collect();
+                swapping.undoing = undoing;
+            }
+            (Some(_), Some(_)) => {}
+        }
+    }
+
+    fn swapped(&mut self, context: &Context) {
+        let (Some(swapping), Some(running)) = (self.swapping.take(), &mut self.running) else { return };
+        let name = self.identity.display_name();
+        context.metrics.set_modules(&name, &modules_of(&running.plan), false);
+        context.metrics.set_modules(&name, &modules_of(&swapping.plan), true);
+        let generation = swapping.plan.deployment.generation;
+        tracing::info!(deployment = %self.identity, generation, "the chain was swapped");
+        running.plan = swapping.plan;
+        self.attempt = 0;
+        self.reason = None;
+        self.last_error = None;
+    }
+
+    fn not_swapped(&mut self, deployment: Arc<Deployment>, failure: &StepFailure, now_ms: TimestampMs) {
         let generation = deployment.generation;
-        if let Some(failure) = failure {
-            self.load = Load::Failed { deployment, retry_at: None };
-            let message =
-                format!("generation {generation} does not start, the one before goes on: {failure}");
-            self.refuse("GuestStartFailed", message, context.parts.clock.wall_ms());
-            return;
-        }
-        if let Some(running) = &mut self.running {
-            let name = self.identity.display_name();
-            context.metrics.set_modules(&name, &running.modules, false);
-            context.metrics.set_modules(&name, &modules, true);
-            tracing::info!(deployment = %self.identity, generation, "the chain was swapped");
-            running.deployment = deployment;
-            running.modules = modules;
-            self.reason = None;
-            self.last_error = None;
-        }
+        let message = format!("generation {generation} does not start, the one before goes on: {failure}");
+        self.load = Load::Failed { deployment, retry_at: None };
+        self.refuse("GuestStartFailed", message, now_ms);
     }
 
     /// A lane that ended by itself takes the others with it; then all are started again, or not.
@@ -464,7 +511,7 @@ impl Entry {
         let Some(ended) = running.lanes.iter().find(|lane| lane.is_over()) else { return };
         let end = ended.end();
         let now_ms = context.parts.clock.wall_ms();
-        self.attempt += 1;
+        self.attempt = attempts(self.attempt, running.since.elapsed());
         self.swapping = None;
         let wait = RETRY.delay(self.attempt, 0.0);
         self.retry_at = Some(Instant::now() + wait);
@@ -501,7 +548,7 @@ impl Entry {
         if let Some(running) = self.running.take() {
             running.lanes.iter().for_each(LaneHandle::ask_to_stop);
             let name = self.identity.display_name();
-            context.metrics.set_modules(&name, &running.modules, false);
+            context.metrics.set_modules(&name, &modules_of(&running.plan), false);
             let reports = running.lanes.iter().map(|lane| lane.shared.report());
             let partitions = reports.flat_map(|report| report.partitions.into_keys());
             self.had.extend(partitions.map(|at| (at.topic.to_string(), at.partition)));
@@ -530,7 +577,7 @@ impl Entry {
 
     fn generation(&self) -> u64 {
         match (&self.running, &self.desired) {
-            (Some(running), _) => running.deployment.generation,
+            (Some(running), _) => running.plan.deployment.generation,
             (None, Some(desired)) => desired.generation(),
             (None, None) => 0,
         }
@@ -538,7 +585,8 @@ impl Entry {
 
     /// What the status says of it.
     pub fn status(&self) -> DeploymentStatus {
-        let deployment = self.running.as_ref().map(|running| &running.deployment).or(self.wanted.as_ref());
+        let deployment =
+            self.running.as_ref().map(|running| &running.plan.deployment).or(self.wanted.as_ref());
         let described = match (&deployment, &self.desired) {
             (Some(deployment), _) => Some(deployment.as_ref()),
             (None, Some(Desired::Deployment(invalid))) => Some(invalid.as_ref()),
@@ -570,6 +618,12 @@ impl Entry {
             truncated: false,
         }
     }
+}
+
+/// The number of failures in a row, with the one of lanes that had run for so long.
+fn attempts(before: u32, ran: Duration) -> u32 {
+    // Long enough for the longest wait to be none of this failure's: it is a new one.
+    if ran >= RETRY.max { 1 } else { before.saturating_add(1) }
 }
 
 /// The partitions of all lanes. One that moved between lanes that end stands where it got furthest.
@@ -640,6 +694,33 @@ mod tests {
         assert!(matches!(&entry.load, Load::Loading(asked) if *asked == new));
         entry.loaded(new.clone(), Ok(chain()), 0);
         assert!(matches!(&entry.load, Load::Ready(of, _) if *of == new));
+    }
+
+    #[test]
+    fn an_invalid_update_leaves_what_is_to_be_done_as_it_is() {
+        let mut entry = entry();
+        ask(&mut entry, &deployment('0'));
+        let at = Instant::now();
+        (entry.retry_at, entry.attempt) = (Some(at), 3);
+        let mut invalid = (*deployment('1')).clone();
+        invalid.policies.parallelism = 0;
+        entry.desire(Some(Desired::Deployment(Box::new(invalid))), 0);
+        assert_eq!((entry.retry_at, entry.attempt, entry.settled), (Some(at), 3, false));
+        assert_eq!(entry.wanted(), Some(&deployment('0')));
+        ask(&mut entry, &deployment('2'));
+        assert_eq!((entry.retry_at, entry.attempt), (None, 0));
+    }
+
+    #[test]
+    fn waits_grow_with_failures_in_a_row_only() {
+        assert_eq!(attempts(0, Duration::ZERO), 1);
+        assert_eq!(attempts(7, Duration::from_secs(1)), 8);
+        assert_eq!(attempts(7, RETRY.max), 1);
+        let mut entry = entry();
+        ask(&mut entry, &deployment('0'));
+        entry.attempt = 5;
+        entry.loaded(deployment('0'), Ok(chain()), 0);
+        assert_eq!(entry.attempt, 0);
     }
 
     #[test]
