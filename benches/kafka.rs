@@ -200,7 +200,7 @@ fn lane(log: &dyn Log, from: &TopicName, to: &TopicName, records: usize, deliver
                 since += batch.len();
                 bytes += batch.bytes();
             }
-            Event::Failed(error) => panic!("{error}"),
+            Event::Stuck { error, .. } | Event::Failed(error) => panic!("{error}"),
             _ => {}
         }
         let is_due = committed.elapsed() >= policy.commit_interval.duration()

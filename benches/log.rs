@@ -203,7 +203,9 @@ fn backlog(dir: &Path) -> Outcome<()> {
     while read < BATCHES * BATCH {
         match lane.poll(&mut batch, Duration::from_secs(5)) {
             coproc::ports::Event::Records => read += batch.len(),
-            coproc::ports::Event::Failed(error) => return Err(error.into()),
+            coproc::ports::Event::Stuck { error, .. } | coproc::ports::Event::Failed(error) => {
+                return Err(error.into());
+            }
             _ => {}
         }
     }

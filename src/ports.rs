@@ -137,7 +137,16 @@ pub enum Event {
         /// Whether somebody else has them already, so that nothing of theirs may be committed.
         lost: bool,
     },
-    /// The log failed: abort and `rewind`, or stop, as the error's disposition says.
+    /// This partition cannot be read on: what is there is damaged, or its offset is gone. It says so once, and again
+    /// after a rewind. The others are not affected, and what was processed can still be committed.
+    Stuck {
+        /// The partition.
+        partition: TopicPartition,
+        /// Why.
+        error: LogError,
+    },
+    /// The log failed: what was processed may still be committed; then `rewind`, or stop, as the error's disposition
+    /// says.
     Failed(LogError),
 }
 
@@ -159,7 +168,8 @@ pub trait LaneSession {
     fn ack_commit(&mut self, ledger: &Ledger) -> Result<(), LogError>;
 
     /// The one way back after a failure of the log: aborts, drops everything buffered, makes clients anew where
-    /// the fate of a commit is uncertain, and seeks every assigned partition to its committed offset.
+    /// the fate of a commit is uncertain, and seeks every assigned partition to its committed offset. One that has
+    /// none any more is `Stuck`: it is not started anew behind anybody's back.
     fn rewind(&mut self) -> Result<(), LogError>;
 
     /// Stops handing out records of these partitions. They stay owned.

@@ -3,9 +3,17 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use coproc::core::deployment::{Naming, Sink, Source, StartOffset};
+use coproc::core::digest::Digest;
 use coproc::core::status::State;
-use coproc::ports::{Keyed, Log, LogError};
+use coproc::ports::{
+    Engine, Guest, GuestClass, GuestFailure, GuestLines, GuestSpec, Keyed, Log, LogError, ModuleError,
+    Program, TopicConfig,
+};
+use coproc::wasm::{WasmOptions, Wasmtime};
 
 use support::{Rig, fragile, guest, identity, identity_of, numbers, stamp, start_node, topic, wait_for};
 
@@ -115,6 +123,48 @@ fn a_poison_record_stops_its_partition_only() {
 }
 
 #[test]
+fn what_is_known_of_partitions_outlives_their_lanes() {
+    let mut rig = Rig::new();
+    rig.create("in", 2);
+    rig.create("out", 2);
+    rig.deploy("fragile", &[fragile()], "in", &["out"], NO_RETRIES).unwrap();
+    // All in one batch: the lag is that of the moment at which it stopped.
+    rig.produce_to("in", 0, ["a0", "!1", "a2", "a3"].map(str::to_owned));
+    let check = |status: coproc::core::status::DeploymentStatus| {
+        let stopped = status.partitions.iter().find(|at| at.partition == 0).unwrap();
+        assert_eq!((stopped.offset, stopped.lag), (1, 3), "{status:?}");
+        assert!(stopped.error.as_ref().unwrap().contains("in/0@1"), "{status:?}");
+        assert_eq!(status.last_error.unwrap().reason, "GuestFailed");
+    };
+    check(rig.wait_for_state("fragile", State::Failed));
+    assert!(rig.writer().set_paused(&identity_of("fragile"), true).unwrap());
+    check(rig.wait_for_state("fragile", State::Paused));
+    assert!(rig.writer().set_paused(&identity_of("fragile"), false).unwrap());
+    check(rig.wait_for_state("fragile", State::Failed));
+    assert!(rig.node.take().unwrap().stop());
+    check(rig.status("fragile").unwrap());
+}
+
+#[test]
+fn a_dead_letter_topic_that_cannot_take_every_record_is_not_used() {
+    let rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    let small = TopicConfig { max_record_bytes: 4_000, ..TopicConfig::default() };
+    for (name, config, says) in [("c", TopicConfig::compacted(), "compacted"), ("s", small, "8192")] {
+        rig.log.topics().create(&topic(name), &config).unwrap();
+        let policy = format!(
+            r#""policies":{{"errorPolicy":{{"maxRetries":0,"onExhausted":"DeadLetter","deadLetterTopic":"{name}"}}}}"#
+        );
+        rig.deploy(name, &[fragile()], "in", &["out"], &policy).unwrap();
+        let status = wait_for("a reason", || rig.status(name).filter(|status| status.reason.is_some()));
+        assert_eq!(status.reason.as_deref(), Some("TopicNotUsable"));
+        assert_eq!(status.state, State::Pending);
+        assert!(status.last_error.as_ref().unwrap().message.contains(says), "{status:?}");
+    }
+}
+
+#[test]
 fn a_fixed_module_goes_on_where_the_broken_one_stopped() {
     let rig = Rig::new();
     rig.create("in", 2);
@@ -186,6 +236,100 @@ fn a_module_that_does_not_start_leaves_the_old_one_running() {
     assert_eq!(rig.values("out", 20), numbers("A", 0..20));
 }
 
+/// An engine whose second and later modules fail at one of their starts.
+struct Moody {
+    engine: Arc<Wasmtime>,
+    compiled: AtomicUsize,
+    /// Which start of such a module fails, counted from 1.
+    fails_at: usize,
+}
+
+struct MoodyProgram {
+    program: Arc<dyn Program>,
+    starts: AtomicUsize,
+    fails_at: usize,
+}
+
+impl Engine for Moody {
+    fn compile(&self, bytes: &[u8], digest: Digest) -> Result<Arc<dyn Program>, ModuleError> {
+        let program = self.engine.compile(bytes, digest)?;
+        let is_first = self.compiled.fetch_add(1, Ordering::SeqCst) == 0;
+        let fails_at = if is_first { usize::MAX } else { self.fails_at };
+        Ok(Arc::new(MoodyProgram { program, starts: AtomicUsize::new(0), fails_at }))
+    }
+
+    fn cached(&self, _: Digest) -> Option<Arc<dyn Program>> {
+        None
+    }
+}
+
+impl Program for MoodyProgram {
+    fn digest(&self) -> Digest {
+        self.program.digest()
+    }
+
+    fn start(&self, spec: &GuestSpec, lines: Arc<dyn GuestLines>) -> Result<Box<dyn Guest>, GuestFailure> {
+        if self.starts.fetch_add(1, Ordering::SeqCst) + 1 == self.fails_at {
+            return Err(GuestFailure { class: GuestClass::Start, message: "it is in no mood".into() });
+        }
+        self.program.start(spec, lines)
+    }
+}
+
+#[test]
+fn lanes_are_swapped_all_or_none() {
+    let mut rig = Rig::without_node();
+    let engine = Wasmtime::new(WasmOptions::default(), None).unwrap();
+    // The first start is the loader's, then each lane has one.
+    let engine = Arc::new(Moody { engine, compiled: AtomicUsize::new(0), fails_at: 3 });
+    rig.node = Some(support::start_node_with(&rig.log, engine, 10));
+    rig.create("in", 2);
+    rig.create("out", 2);
+    let two = r#""policies":{"parallelism":2}"#;
+    rig.deploy("mark", &[stamp('A')], "in", &["out"], two).unwrap();
+    let group = identity_of("mark").consumer_group();
+    wait_for("two lanes", || (rig.log.offsets().members(&group).unwrap() == 2).then_some(()));
+    let give = |range: std::ops::Range<usize>| {
+        for partition in 0..2 {
+            rig.produce_to("in", partition, numbers("x", range.clone()));
+        }
+    };
+    give(0..10);
+    rig.values("out", 20);
+    wait_for("a partition for each lane", || {
+        let status = rig.status("mark")?;
+        (status.partitions.len() == 2 && status.partitions.iter().all(|at| at.offset == 10)).then_some(())
+    });
+    rig.deploy("mark", &[stamp('B')], "in", &["out"], two).unwrap();
+    let status = wait_for("the reason in the status", || {
+        rig.status("mark").filter(|status| status.reason.as_deref() == Some("GuestStartFailed"))
+    });
+    assert_eq!((status.state, status.generation), (State::Running, 1));
+    give(10..20);
+    let values = rig.values("out", 40);
+    assert!(values.iter().all(|value| value.starts_with('A')), "{values:?}");
+}
+
+#[test]
+fn more_lanes_than_there_are_leave_those_that_run_alone() {
+    let mut rig = Rig::without_node();
+    let engine = Wasmtime::new(WasmOptions::default(), None).unwrap();
+    rig.node = Some(support::start_node_with(&rig.log, engine, 2));
+    rig.create("in", 1);
+    rig.create("out", 1);
+    rig.deploy("copy", &[identity()], "in", &["out"], "").unwrap();
+    rig.wait_for_state("copy", State::Running);
+    rig.deploy("copy", &[identity()], "in", &["out"], r#""policies":{"parallelism":3}"#).unwrap();
+    let status = wait_for("the reason in the status", || {
+        rig.status("copy").filter(|status| status.reason.as_deref() == Some("PoolFull"))
+    });
+    assert_eq!((status.state, status.generation), (State::Running, 1));
+    rig.produce("in", numbers("v", 0..10));
+    rig.values("out", 10);
+    rig.deploy("copy", &[identity()], "in", &["out"], r#""policies":{"parallelism":2}"#).unwrap();
+    rig.wait_for_generation("copy", 3);
+}
+
 #[test]
 fn pausing_stands_still_and_resuming_goes_on() {
     let rig = Rig::new();
@@ -195,8 +339,10 @@ fn pausing_stands_still_and_resuming_goes_on() {
     rig.produce("in", numbers("v", 0..10));
     rig.values("out", 10);
     assert!(rig.writer().set_paused(&identity_of("copy"), true).unwrap());
-    rig.wait_for_state("copy", State::Paused);
+    let status = rig.wait_for_state("copy", State::Paused);
     assert_eq!(rig.log.offsets().members(&identity_of("copy").consumer_group()).unwrap(), 0);
+    let known: Vec<_> = status.partitions.iter().map(|at| (at.partition, at.offset, at.lag)).collect();
+    assert_eq!(known, [(0, 10, 0)], "the last that is known");
     rig.produce("in", numbers("v", 10..20));
     assert!(rig.writer().set_paused(&identity_of("copy"), false).unwrap());
     assert_eq!(rig.values("out", 20), numbers("v", 0..20));

@@ -93,11 +93,44 @@ struct Session {
     tainted: bool,
     /// Values that the log refuses at the commit, for a reason that could not be seen before.
     refuses: BTreeSet<u64>,
+    /// Whether the log refuses dead letters: `Emit` at once, `Commit` at the commit.
+    refuses_dead: Option<When>,
+    /// Nothing can be read at or after this offset of the first partition.
+    damaged: Option<Damage>,
+    /// Partitions that said so since the last rewind.
+    stuck: BTreeSet<TopicPartition>,
+}
+
+/// How a partition fails for good, and where.
+#[derive(Clone, Copy)]
+struct Damage {
+    offset: Offset,
+    out_of_range: bool,
+}
+
+impl Damage {
+    fn event(self, partition: &TopicPartition) -> Event {
+        if self.out_of_range {
+            let (partition, wanted) = (partition.clone(), self.offset);
+            return Event::Failed(LogError::OffsetOutOfRange { partition, wanted, first: 1_000, end: 1_001 });
+        }
+        Event::Stuck { partition: partition.clone(), error: LogError::Corrupt("simulated".into()) }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    Emit,
+    Commit,
 }
 
 fn value_of(payload: &[u8]) -> u64 {
     let value = Payload::parse(payload).unwrap().value.unwrap().to_vec();
     String::from_utf8(value).unwrap().split(':').next().unwrap().parse().unwrap()
+}
+
+fn refusal(topic: &str) -> LogError {
+    LogError::RecordRefused { topic: topic.parse().unwrap(), reason: "simulated".into() }
 }
 
 fn broken(what: &str) -> LogError {
@@ -127,12 +160,23 @@ impl LaneSession for Session {
             let lost = self.dice.once_in(3);
             return Event::Revoking { partitions: vec![at], lost };
         }
-        let free: Vec<_> = self.owned.keys().filter(|at| !self.paused.contains(at)).cloned().collect();
+        // What is to go is owned until it is released, but nothing of it is handed out any more.
+        let is_free = |at: &&TopicPartition| !self.paused.contains(at) && !self.revoking.contains(at);
+        let free: Vec<_> = self.owned.keys().filter(is_free).cloned().collect();
         for _ in 0..free.len() {
             let at = &free[self.dice.below(free.len() as u64) as usize];
             let next = self.owned[at];
+            let damage = self.damaged.filter(|_| at.partition == 0);
+            if let Some(damage) = damage.filter(|damage| damage.offset <= next) {
+                if self.stuck.insert(at.clone()) {
+                    return damage.event(at);
+                }
+                continue;
+            }
             let world = self.world.borrow();
             let records = &world.inputs[&at.partition];
+            let readable = damage.map_or(records.len(), |damage| damage.offset as usize);
+            let records = &records[..readable.min(records.len())];
             if (next as usize) < records.len() {
                 let count = 1 + self.dice.below(7) as usize;
                 batch.reset(&at.topic, at.partition);
@@ -160,6 +204,10 @@ impl LaneSession for Session {
             self.tainted = true;
             return Err(broken("emit"));
         }
+        if self.refuses_dead == Some(When::Emit) && output.topic.as_str() == "dead" {
+            self.tainted = true;
+            return Err(refusal("dead"));
+        }
         let partition = match output.placement {
             coproc::ports::Placement::Exactly(partition) | coproc::ports::Placement::By(_, partition) => {
                 partition
@@ -174,16 +222,13 @@ impl LaneSession for Session {
         for (at, _) in ledger.uncommitted() {
             assert!(self.owned.contains_key(at), "{at} is committed but not owned");
         }
-        let refused = self
-            .open
-            .iter()
-            .find(|(topic, _, payload)| topic == "out" && self.refuses.contains(&value_of(payload)));
+        let refused = self.open.iter().find(|(topic, _, payload)| match topic.as_str() {
+            "out" => self.refuses.contains(&value_of(payload)),
+            _ => self.refuses_dead.is_some(),
+        });
         if let Some((topic, ..)) = refused {
             self.tainted = true;
-            return Err(LogError::RecordRefused {
-                topic: topic.parse().unwrap(),
-                reason: "simulated".into(),
-            });
+            return Err(refusal(topic));
         }
         let fault = if self.dice.once_in(self.faults) { 1 + self.dice.below(3) } else { 0 };
         if fault == 1 {
@@ -216,6 +261,7 @@ impl LaneSession for Session {
         }
         self.tainted = false;
         self.ended.clear();
+        self.stuck.clear();
         let committed = &self.world.borrow().committed;
         for (at, next) in &mut self.owned {
             *next = committed.get(at).copied().unwrap_or(0);
@@ -238,6 +284,7 @@ impl LaneSession for Session {
             self.owned.remove(&at);
             self.paused.remove(&at);
             self.ended.remove(&at);
+            self.stuck.remove(&at);
             self.unassigned.push_back(at);
         }
     }
@@ -337,6 +384,15 @@ struct Case {
     steps: usize,
     policy: OnExhausted,
     refuses: bool,
+    refuses_dead: Option<When>,
+    damaged: Option<Damage>,
+}
+
+impl Case {
+    /// One step, no faults, nothing refused or damaged.
+    fn new(seed: u64, policy: OnExhausted) -> Self {
+        Self { seed, faults: 0, steps: 1, policy, refuses: false, refuses_dead: None, damaged: None }
+    }
 }
 
 fn deployment(case: &Case) -> Deployment {
@@ -390,7 +446,10 @@ fn lane(
         unassigned: (0..PARTITIONS).map(at).collect(),
         open: Vec::new(),
         tainted: false,
-        refuses: if case.refuses { [31, 62, 92].into() } else { BTreeSet::new() },
+        refuses: refused(case),
+        refuses_dead: case.refuses_dead,
+        damaged: case.damaged,
+        stuck: BTreeSet::new(),
     };
     let (_, mailbox) = crossbeam_channel::bounded(1);
     let stop: Arc<AtomicBool> = Arc::default();
@@ -459,28 +518,31 @@ fn refused(case: &Case) -> BTreeSet<u64> {
 }
 
 /// Where each partition ends: after its last record, or at the first one that halts it.
-fn end_of(case: &Case, records: &[Record], forever: &BTreeSet<u64>) -> usize {
+fn end_of(case: &Case, partition: u32, records: &[Record], forever: &BTreeSet<u64>) -> usize {
+    let damage = case.damaged.filter(|_| partition == 0).map_or(records.len(), |at| at.offset as usize);
+    let records = &records[..damage.min(records.len())];
     let bad = |record: &Record| {
         let value = value_of(&record.payload());
         forever.contains(&value) || refused(case).contains(&value)
     };
     match case.policy {
-        OnExhausted::Fail => records.iter().position(bad).unwrap_or(records.len()),
-        _ => records.len(),
+        OnExhausted::DeadLetter if case.refuses_dead.is_none() => records.len(),
+        OnExhausted::Fail | OnExhausted::DeadLetter => records.iter().position(bad).unwrap_or(records.len()),
+        OnExhausted::Skip => records.len(),
     }
 }
 
 fn is_done(case: &Case, world: &World, forever: &BTreeSet<u64>) -> bool {
     world.inputs.iter().all(|(partition, records)| {
         let at = TopicPartition::new(&"in".parse().unwrap(), *partition);
-        let end = end_of(case, records, forever) as Offset;
+        let end = end_of(case, *partition, records, forever) as Offset;
         world.committed.get(&at).copied().unwrap_or(0) >= end
     })
 }
 
 fn check(case: &Case, world: &World, forever: &BTreeSet<u64>) {
     for (partition, records) in &world.inputs {
-        let end = end_of(case, records, forever);
+        let end = end_of(case, *partition, records, forever);
         let (mut expected, mut dead) = (Vec::new(), Vec::new());
         for record in &records[..end] {
             let value = value_of(&record.payload());
@@ -516,7 +578,8 @@ fn run_all(steps: usize, refuses: bool) {
         let policies = [OnExhausted::Fail, OnExhausted::Skip, OnExhausted::DeadLetter];
         // A refusal takes many calls in a row to be pinned down, so there faults are rarer.
         let faults = if refuses { [0, 40, 80, 200] } else { [0, 5, 20, 100] }[(seed % 4) as usize];
-        run(&Case { seed, faults, steps, policy: policies[(seed % 3) as usize], refuses });
+        let policy = policies[(seed % 3) as usize];
+        run(&Case { faults, steps, refuses, ..Case::new(seed, policy) });
     }
 }
 
@@ -533,4 +596,22 @@ fn a_chain_of_two_is_exactly_once_under_faults() {
 #[test]
 fn records_that_the_log_refuses_are_found_one_by_one() {
     run_all(1, true);
+}
+
+#[test]
+fn a_refused_dead_letter_stops_its_partition_only() {
+    for seed in seeds() {
+        let faults = [0, 20, 100][(seed % 3) as usize];
+        let refuses_dead = Some([When::Emit, When::Commit][(seed % 2) as usize]);
+        run(&Case { faults, refuses_dead, ..Case::new(seed, OnExhausted::DeadLetter) });
+    }
+}
+
+#[test]
+fn a_partition_that_cannot_be_read_stops_alone() {
+    for seed in seeds() {
+        let faults = [0, 20, 100][(seed % 3) as usize];
+        let damage = Damage { offset: (seed % 30) as Offset, out_of_range: seed.is_multiple_of(2) };
+        run(&Case { faults, damaged: Some(damage), ..Case::new(seed, OnExhausted::Skip) });
+    }
 }

@@ -547,6 +547,17 @@ impl Deployment {
             check_env(&step.env, &format!("steps[{i}].env"), problems);
             check_limits(&step.limits, &format!("steps[{i}].limits"), problems);
         }
+        // A record goes through all steps before its commit.
+        let time = self.steps.iter().map(|step| step.limits.time_per_record.0).fold(0, u64::saturating_add);
+        if self.steps.len() > 1 && time >= COMMIT_BUDGET.0 {
+            let message = format!(
+                "timePerRecord of all {} steps together is {}, not below {COMMIT_BUDGET}: a record must have passed all \
+                 of them before a commit is due; give the steps less time each",
+                self.steps.len(),
+                Span::from_ms(time),
+            );
+            problems.add("InvalidLimits", "steps", message);
+        }
     }
 
     fn check_policies(&self, problems: &mut Problems) {
@@ -768,6 +779,15 @@ mod tests {
                 "steps[0].limits.timePerRecord",
             ),
             (reasons(|d| d.steps[0].limits.memory = ByteSize(1)), "InvalidLimits", "steps[0].limits.memory"),
+            (
+                reasons(|d| {
+                    // Each step alone is within its bounds.
+                    d.steps[0].limits.time_per_record = Span::from_ms(5_000);
+                    d.steps.push(Step { name: "next".into(), ..d.steps[0].clone() });
+                }),
+                "InvalidLimits",
+                "steps",
+            ),
         ];
         for (found, reason, field) in cases {
             assert_eq!(found, [(reason, field.to_owned())]);

@@ -135,6 +135,11 @@ impl Machine {
         }
     }
 
+    /// The partition stops at `offset`, whatever the policy says: nothing can be done about what stands there.
+    pub fn halt(&mut self, partition: &TopicPartition, offset: Offset) {
+        self.troubles.insert(partition.clone(), Trouble::Halted { offset });
+    }
+
     /// How often the record at `offset` has failed so far.
     pub fn attempts(&self, partition: &TopicPartition, offset: Offset) -> u32 {
         match self.troubles.get(partition) {

@@ -43,6 +43,8 @@ struct Slot {
     caught_up: bool,
     /// It failed and was reported: silent until the session rewinds.
     failed: bool,
+    /// The committed offset is gone, and with it where to read on.
+    lost: bool,
 }
 
 impl Lane {
@@ -97,6 +99,7 @@ impl Lane {
 
     /// Finds out where new partitions start, and commits that at once: a restart must not find another answer.
     fn start_fresh(&mut self) -> Result<Vec<TopicPartition>, LogError> {
+        self.wait_for_forerunner()?;
         let mut starts = Vec::with_capacity(self.fresh.len());
         let mut changes = Vec::new();
         for at in &self.fresh {
@@ -118,11 +121,17 @@ impl Lane {
         self.fresh.clear();
         let slots = starts.into_iter().map(|(at, topic, start)| {
             let cursor = Cursor::at(start);
-            self.slots
-                .insert(at.clone(), Slot { topic, cursor, paused: false, caught_up: false, failed: false });
+            let slot = Slot { topic, cursor, paused: false, caught_up: false, failed: false, lost: false };
+            self.slots.insert(at.clone(), slot);
             at
         });
         Ok(slots.collect())
+    }
+
+    /// A commit of whoever had this slot before may be on its way, let through before the fence rose. The writer answers
+    /// in order: offsets that are read after this are the last word.
+    fn wait_for_forerunner(&self) -> Result<(), LogError> {
+        self.store.write(Vec::new(), Vec::new(), Some(self.fence.clone())).map(drop)
     }
 
     fn start_of(&self, topic: &Topic, partition: u32) -> Result<Offset, LogError> {
@@ -182,6 +191,15 @@ impl Slot {
         at: &TopicPartition,
         batch: &mut Batch,
     ) -> Option<Event> {
+        if self.lost && !self.topic.is_deleted() {
+            self.failed = true;
+            let error = LogError::BadConfig(format!(
+                "the committed offset is gone, somebody removed group {}: pause and resume the deployment to start \
+                 where its start offset says",
+                spec.group
+            ));
+            return Some(Event::Stuck { partition: at.clone(), error });
+        }
         if self.caught_up && self.is_at_end(at) {
             return None;
         }
@@ -203,7 +221,7 @@ impl Slot {
                 Err(_) if !batch.is_empty() => break,
                 Err(error) => {
                     self.failed = true;
-                    return Some(Event::Failed(error));
+                    return Some(failed(at, error));
                 }
                 Ok(()) if self.cursor.next() == before => break,
                 Ok(()) => {}
@@ -222,6 +240,16 @@ impl Slot {
     fn is_at_end(&self, at: &TopicPartition) -> bool {
         let end = self.topic.partition(at.partition).map(|partition| partition.extent().end);
         !self.topic.is_deleted() && end.is_ok_and(|end| end == self.cursor.next())
+    }
+}
+
+/// What a failure to read a partition means: whether it is this one's, or everybody's.
+fn failed(at: &TopicPartition, error: LogError) -> Event {
+    match error {
+        LogError::OffsetOutOfRange { .. } | LogError::Corrupt(_) => {
+            Event::Stuck { partition: at.clone(), error }
+        }
+        error => Event::Failed(error),
     }
 }
 
@@ -272,12 +300,12 @@ impl LaneSession for Lane {
     fn rewind(&mut self) -> Result<(), LogError> {
         self.transaction.clear();
         self.outputs.clear();
-        self.fence.check()?;
+        self.wait_for_forerunner()?;
         for (at, slot) in &mut self.slots {
-            let committed = self.store.committed_at(&self.spec.group, at);
             // Every slot had its start committed, unless somebody removed the group under it.
-            let extent = slot.topic.partition(at.partition)?.extent();
-            slot.cursor = Cursor::at(committed.unwrap_or(extent.first));
+            let committed = self.store.committed_at(&self.spec.group, at);
+            slot.lost = committed.is_none();
+            slot.cursor = Cursor::at(committed.unwrap_or_default());
             slot.caught_up = false;
             slot.failed = false;
         }
@@ -319,5 +347,42 @@ impl LaneSession for Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         self.store.groups.leave(&self.membership);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::deployment::Delivery;
+    use crate::core::record::Record;
+    use crate::log::{EmbeddedLog, Options};
+    use crate::ports::{Log, Produce, TopicAdmin, TopicConfig};
+
+    #[test]
+    fn a_rewind_without_a_committed_offset_starts_nothing_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = EmbeddedLog::open(dir.path(), Options::default()).unwrap();
+        let topic: TopicName = "in".parse().unwrap();
+        log.create(&topic, &TopicConfig::default()).unwrap();
+        let record = Record::new(None, Some(b"a"));
+        log.produce(&[Produce { topic: topic.clone(), partition: None, record }]).unwrap();
+        let spec = LaneSpec {
+            group: "g".parse().unwrap(),
+            transactional_id: "one".into(),
+            inputs: vec![topic],
+            outputs: Vec::new(),
+            start: StartOffset::Earliest,
+            delivery: Delivery::Auto,
+            max_records: 10,
+            max_bytes: 1 << 20,
+        };
+        let mut lane = Lane::open(log.store.clone(), spec).unwrap();
+        let mut batch = Batch::default();
+        assert!(matches!(lane.poll(&mut batch, Duration::ZERO), Event::Assigned(_)));
+        assert!(matches!(lane.poll(&mut batch, Duration::ZERO), Event::Records));
+        log.store.forget_committed(|_, _| true);
+        lane.rewind().unwrap();
+        assert!(matches!(lane.poll(&mut batch, Duration::ZERO), Event::Stuck { .. }));
+        assert!(matches!(lane.poll(&mut batch, Duration::ZERO), Event::Idle), "it says so once");
     }
 }

@@ -16,8 +16,10 @@ use crate::node::threads::{self, SpawnError, Stoppable};
 use crate::ports::{Clock, GuestLines, LineLevel, Log, Produce};
 use crate::telemetry::metrics::CoprocessorMetrics;
 
-/// Lines on their way, for all guests of the node.
-const QUEUE: usize = 10_000;
+/// Lines on their way, for all guests of the node. The engine cuts a line at 8 KiB, so that they take 8 MiB at most.
+const QUEUE: usize = 1_000;
+/// Bytes of a line that are kept, whatever the engine lets through.
+const LINE_BYTES: usize = 8 << 10;
 /// Lines that one deployment may print at once.
 const BURST: f64 = 1_000.0;
 /// Lines that one deployment may print per second in the long run.
@@ -157,7 +159,7 @@ impl GuestLines for Lines {
             coprocessor: self.coprocessor.clone(),
             level,
             time: self.clock.wall_ms(),
-            text: text.to_owned(),
+            text: text[..text.floor_char_boundary(LINE_BYTES)].to_owned(),
         };
         if !self.take_token() || self.queue.try_send(line).is_err() {
             self.metrics.log_dropped.inc();

@@ -136,6 +136,8 @@ pub struct Lane {
     ready: VecDeque<TopicPartition>,
     held: BTreeMap<TopicPartition, Held>,
     owned: Vec<TopicPartition>,
+    /// Owned, and asked for by the group: given up with the next commit or abort that goes through.
+    leaving: Vec<TopicPartition>,
     pending: Pending,
     /// Replay one record at a time up to this offset: the log refused something before it.
     careful: BTreeMap<TopicPartition, Offset>,
@@ -175,6 +177,7 @@ impl Lane {
             ready: VecDeque::new(),
             held: BTreeMap::new(),
             owned: Vec::new(),
+            leaving: Vec::new(),
             pending: Pending::default(),
             careful: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -315,7 +318,19 @@ impl Lane {
             }
             Event::Assigned(partitions) => self.assigned(partitions),
             Event::Revoking { partitions, lost } => self.revoking(&partitions, lost)?,
-            Event::Failed(error) => return Err(error),
+            Event::Stuck { partition, error } => self.stuck(&partition, &error)?,
+            Event::Failed(error) => {
+                if let LogError::OffsetOutOfRange { partition, .. } = &error {
+                    self.stuck(&partition.clone(), &error)?;
+                } else {
+                    // What was done is not done again after the rewind: a log that fails after every few records
+                    // would otherwise never get on.
+                    if error.disposition() != Disposition::Fenced {
+                        self.commit()?;
+                    }
+                    return Err(error);
+                }
+            }
         }
         self.spare = batch;
         if is_idle {
@@ -379,12 +394,33 @@ impl Lane {
         }
     }
 
+    /// Partitions go to somebody else. Whatever the commit makes of it, they are given up: nobody else gets them before.
     fn revoking(&mut self, partitions: &[TopicPartition], lost: bool) -> Result<(), LogError> {
+        let new = partitions.iter().filter(|at| !self.leaving.contains(at)).cloned();
+        let new: Vec<_> = new.collect();
+        self.leaving.extend(new);
         if lost {
-            self.abort()?;
-        } else {
-            self.commit()?;
+            return self.abort();
         }
+        if let Err(error) = self.commit() {
+            if matches!(error, LogError::RecordRefused { .. }) {
+                self.blame(&error);
+            }
+            if let Err(again) = self.abort() {
+                tracing::debug!(error = %again, "partitions are given up after the next abort that goes through");
+            }
+            return Err(error);
+        }
+        self.leave();
+        Ok(())
+    }
+
+    /// Gives up the partitions that are to go; nothing of theirs is uncommitted any more.
+    fn leave(&mut self) {
+        if self.leaving.is_empty() {
+            return;
+        }
+        let partitions = std::mem::take(&mut self.leaving);
         if self.work.as_ref().is_some_and(|work| partitions.contains(&work.partition)) {
             self.drop_work();
         }
@@ -393,15 +429,46 @@ impl Lane {
         self.owned.retain(|at| !partitions.contains(at));
         self.careful.retain(|at, _| !partitions.contains(at));
         self.refused.retain(|at, _| !partitions.contains(at));
-        self.ledger.forget(partitions);
-        self.machine.revoked(partitions);
+        self.ledger.forget(&partitions);
+        self.machine.revoked(&partitions);
         self.parts.shared.change(|report| report.partitions.retain(|at, _| !partitions.contains(at)));
-        for at in partitions {
+        for at in &partitions {
             self.parts.metrics.set_lag(at.topic.as_str(), at.partition, None);
         }
         self.session.release();
         self.update_state();
+    }
+
+    /// A partition cannot be read on.
+    fn stuck(&mut self, at: &TopicPartition, error: &LogError) -> Result<(), LogError> {
+        self.commit()?;
+        let (reason, offset) = match error {
+            LogError::OffsetOutOfRange { wanted, .. } => ("OffsetOutOfRange", Some(*wanted)),
+            LogError::Corrupt(_) => ("LogDamaged", self.ledger.next(at)),
+            _ => ("OffsetMissing", self.ledger.next(at)),
+        };
+        tracing::warn!(deployment = %self.plan.identity, partition = %at, %error, "the partition cannot be read on");
+        self.parts.shared.progress(|report| {
+            let report = report.partitions.entry(at.clone()).or_default();
+            report.committed = report.committed.or(offset);
+        });
+        self.halt(at, offset.unwrap_or_default(), reason, format!("partition {at}: {error}"));
         Ok(())
+    }
+
+    /// A partition stops at `offset` for good; the others go on.
+    fn halt(&mut self, at: &TopicPartition, offset: Offset, reason: &str, message: String) {
+        self.machine.halt(at, offset);
+        self.session.pause(std::slice::from_ref(at));
+        self.held.remove(at);
+        self.ready.retain(|ready| ready != at);
+        // The status is written now: the lag in it is to be the one of now.
+        self.report_ends();
+        self.parts.shared.error(self.parts.clock.wall_ms(), reason, message.clone());
+        self.parts.shared.change(|report| {
+            report.partitions.entry(at.clone()).or_default().error = Some(message);
+        });
+        self.update_state();
     }
 
     /// Drops the batch at hand; a guest that was in its middle goes with it.
@@ -537,7 +604,7 @@ impl Lane {
                 }
                 // A log that fails at once must not make the lane spin.
                 Event::Failed(_) => self.parts.clock.sleep(Duration::from_millis(10).min(left)),
-                Event::Records | Event::Idle | Event::CaughtUp { .. } => {}
+                Event::Records | Event::Idle | Event::CaughtUp { .. } | Event::Stuck { .. } => {}
             }
             return Turn::Continue;
         }
@@ -560,6 +627,7 @@ impl Lane {
         self.pending = Pending::default();
         self.ledger.rewind();
         self.session.rewind()?;
+        self.leave();
         let (standing, free): (Vec<_>, Vec<_>) =
             self.owned.iter().cloned().partition(|at| self.machine.halted_at(at).is_some());
         self.session.pause(&standing);

@@ -33,8 +33,8 @@ pub struct Request {
 pub struct Loaded {
     /// For which deployment.
     pub identity: Identity,
-    /// Which generation was asked for.
-    pub generation: u64,
+    /// What was asked for: by the time of the answer something else may be desired.
+    pub deployment: Arc<Deployment>,
     /// The chain.
     pub chain: Result<Arc<ChainPlan>, LoadError>,
 }
@@ -107,8 +107,8 @@ impl Loader {
                     let timer = parts.metrics.module_load.start_timer();
                     let chain = load(&parts, &request);
                     timer.observe_duration();
-                    let generation = request.deployment.generation;
-                    let loaded = Loaded { identity: request.identity, generation, chain };
+                    let Request { identity, deployment } = request;
+                    let loaded = Loaded { identity, deployment, chain };
                     if done.send(loaded).is_err() {
                         return;
                     }

@@ -141,7 +141,7 @@ impl Supervisor {
     fn take_loaded(&mut self, loaded: Loaded) {
         let now_ms = self.now_ms();
         if let Some(entry) = self.entries.get_mut(&loaded.identity) {
-            entry.loaded(loaded.generation, loaded.chain, now_ms);
+            entry.loaded(loaded.deployment, loaded.chain, now_ms);
             self.is_dirty = true;
         }
     }
@@ -175,7 +175,7 @@ impl Supervisor {
     /// What keeps a deployment from starting, as seen from all of them: a cycle, a group in use, no free lane.
     fn hindrance(&self, identity: &Identity) -> Option<(&'static str, String)> {
         let wanted = self.entries.get(identity)?.wanted()?;
-        let is_start = self.entries.get(identity)?.is_to_start();
+        let wants_more = self.entries.get(identity)?.wants_more_lanes();
         let others = || self.entries.iter().filter(|(at, _)| *at != identity);
         if let Some(cycle) = self.cycle_with(identity, wanted) {
             return Some(("TopicCycle", cycle));
@@ -192,7 +192,7 @@ impl Supervisor {
         }
         let lanes: usize = others().map(|(_, entry)| entry.lane_count()).sum();
         let needed = usize::from(wanted.policies.parallelism);
-        if is_start && lanes + needed > self.context.config.max_lanes {
+        if wants_more && lanes + needed > self.context.config.max_lanes {
             let message = format!(
                 "{needed} lanes are needed, {lanes} of {} are in use on this node: raise maxLanes or add nodes",
                 self.context.config.max_lanes

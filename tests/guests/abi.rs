@@ -107,6 +107,22 @@ fn asking_without_end_buys_no_time() {
 }
 
 #[test]
+fn one_call_prints_no_more_than_its_share_and_says_how_much() {
+    let host = Host::wat(
+        r#"(import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+        (func $each (param $len i32)
+            (i32.store (i32.const 200) (i32.const 4096)) (i32.store (i32.const 204) (i32.const 60000))
+            (i32.store (i32.const 208) (i32.const 4096)) (i32.store (i32.const 212) (i32.const 60000))
+            (drop (call $fd_write (i32.const 1) (i32.const 200) (i32.const 2) (i32.const 220)))
+            (if (i32.ne (i32.load (i32.const 220)) (i32.const 65536)) (then unreachable))
+            (call $copy (local.get $len)))"#,
+    );
+    let (run, _, written) = give(host.start().as_mut(), &["a"]);
+    assert_eq!((run, written), (Run::Finished, vec!["0/0:a".to_owned()]));
+    assert_eq!(host.lines.take().len(), 8, "64 KiB in lines of 8");
+}
+
+#[test]
 fn pointers_outside_of_memory_end_the_guest() {
     let says = "Out of bounds memory access in FFI";
     let wasi = r#"

@@ -71,7 +71,7 @@ impl Lane {
                 Ok(())
             }
             Event::Revoking { partitions, lost } => self.revoke(&partitions, lost),
-            Event::Failed(error) => Err(error),
+            Event::Stuck { error, .. } | Event::Failed(error) => Err(error),
         };
         match done {
             Ok(()) => Ok(()),

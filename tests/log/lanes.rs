@@ -27,6 +27,11 @@ fn spec(id: &str, start: StartOffset) -> LaneSpec {
     }
 }
 
+/// The name of an error.
+fn word(error: &LogError) -> String {
+    format!("{error:?}").chars().take_while(|c| c.is_alphabetic()).collect()
+}
+
 /// A lane under test, driven by hand.
 struct Driver {
     session: Box<dyn LaneSession>,
@@ -64,7 +69,8 @@ impl Driver {
             }
             Event::Assigned(all) => format!("assigned {}", of(&all)),
             Event::Revoking { partitions, lost } => format!("revoking {} {lost}", of(&partitions)),
-            Event::Failed(error) => format!("{error:?}").chars().take_while(|c| c.is_alphabetic()).collect(),
+            Event::Stuck { partition, error } => format!("stuck {}: {}", partition.partition, word(&error)),
+            Event::Failed(error) => word(&error),
         }
     }
 
@@ -240,9 +246,9 @@ fn a_lost_offset_is_said_not_jumped_over() {
     clock.set(2_000);
     log.housekeep().unwrap();
     produce(&*log, &topic("in"), 0, &["b"]);
-    assert_eq!([lane.poll(), lane.poll()], ["OffsetOutOfRange", "idle"]);
+    assert_eq!([lane.poll(), lane.poll()], ["stuck 0: OffsetOutOfRange", "idle"]);
     lane.session.rewind().unwrap();
-    assert_eq!(lane.poll(), "OffsetOutOfRange");
+    assert_eq!(lane.poll(), "stuck 0: OffsetOutOfRange");
 }
 
 #[test]

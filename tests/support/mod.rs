@@ -16,7 +16,7 @@ use coproc::core::record::Record;
 use coproc::core::status::{DeploymentStatus, State};
 use coproc::log::{EmbeddedLog, Options};
 use coproc::node::{Node, NodeConfig, NodeParts};
-use coproc::ports::{Fetched, Log, Produce, ReadFrom, TopicConfig};
+use coproc::ports::{Engine, Fetched, Log, Produce, ReadFrom, TopicConfig};
 use coproc::telemetry::clock::SystemClock;
 use coproc::wasm::{WasmOptions, Wasmtime};
 
@@ -112,19 +112,24 @@ pub fn identity_of(name: &str) -> Identity {
 }
 
 pub fn start_node(log: &Arc<EmbeddedLog>) -> Node {
+    start_node_with(log, Wasmtime::new(WasmOptions::default(), None).unwrap(), 2_000)
+}
+
+/// A node with another engine, or room for fewer lanes.
+pub fn start_node_with(log: &Arc<EmbeddedLog>, engine: Arc<dyn Engine>, max_lanes: usize) -> Node {
     let log: Arc<dyn Log> = log.clone();
     let config = NodeConfig {
         node_id: NodeId(0),
         pool: PoolName::default_name(),
         installation: Installation::default_name(),
-        max_lanes: 2_000,
+        max_lanes,
         http: None,
         incarnation: "test".into(),
         drain: Duration::from_secs(8),
     };
     let parts = NodeParts {
         log: log.clone(),
-        engine: Wasmtime::new(WasmOptions::default(), None).unwrap(),
+        engine,
         modules: Arc::new(TopicStore::new(log)),
         clock: Arc::new(SystemClock::default()),
     };

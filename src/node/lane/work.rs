@@ -273,22 +273,29 @@ impl Lane {
                 self.session.pause(std::slice::from_ref(&at));
                 self.hold(at, batch, index);
             }
-            Verdict::Halt => {
-                self.session.pause(std::slice::from_ref(&at));
-                self.held.remove(&at);
-                self.parts.shared.change(|report| {
-                    report.partitions.entry(at.clone()).or_default().error = Some(message);
-                });
-            }
+            Verdict::Halt => self.halt(&at, offset, "GuestFailed", message),
             Verdict::Skip => {
                 self.pending.skipped += 1;
-                self.pass_over(work, batch, index, offset)?;
+                self.commit_past(&at, offset)?;
+                self.go_on_after(work, batch, index);
             }
             Verdict::DeadLetter => {
-                if let Some(record) = batch.get(index) {
-                    self.emit_dead_letter(&at, &record, failure, attempts)?;
+                let record = batch.get(index);
+                let written = record.map_or(Ok(()), |r| self.emit_dead_letter(&at, &r, failure, attempts));
+                // It is alone in its transaction: a refusal at the commit is about it too.
+                match written.and_then(|()| self.commit_past(&at, offset)) {
+                    Err(error @ LogError::RecordRefused { .. }) => {
+                        // Trying it again would end here again, for ever.
+                        let message = format!("{message}; its dead letter was refused: {error}");
+                        tracing::warn!(deployment = %self.plan.identity, "{message}");
+                        self.halt(&at, offset, "DeadLetterRefused", message);
+                        self.abort()?;
+                    }
+                    written => {
+                        written?;
+                        self.go_on_after(work, batch, index);
+                    }
                 }
-                self.pass_over(work, batch, index, offset)?;
             }
         }
         self.update_state();
@@ -306,18 +313,21 @@ impl Lane {
         self.held.insert(at, held);
     }
 
-    /// The record at `index` is dealt with: commit that, go on after it.
-    fn pass_over(&mut self, work: Work, batch: Batch, index: usize, offset: Offset) -> Result<(), LogError> {
-        self.ledger.advance(&work.partition, offset + 1);
+    /// The record at `offset` is dealt with.
+    fn commit_past(&mut self, at: &TopicPartition, offset: Offset) -> Result<(), LogError> {
+        self.ledger.advance(at, offset + 1);
         self.pending.records_in += 1;
-        self.commit()?;
+        self.commit()
+    }
+
+    /// Goes on after the record at `index`.
+    fn go_on_after(&mut self, work: Work, batch: Batch, index: usize) {
         if index + 1 < batch.len() {
             self.work = Some(Work { batch: Some(batch), next: index + 1, ..work });
         } else {
             self.spare = batch;
             self.let_go(&work);
         }
-        Ok(())
     }
 
     fn emit_dead_letter(

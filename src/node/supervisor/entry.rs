@@ -1,6 +1,6 @@
 //! One deployment on this node: what is desired, what is loaded, what runs, and the next step between them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,12 +8,13 @@ use crossbeam_channel::{Receiver, TryRecvError};
 
 use crate::control::desired::Desired;
 use crate::core::deployment::{Delivery, Deployment};
+use crate::core::ledger::TopicPartition;
 use crate::core::names::{Identity, TopicName};
 use crate::core::record::TimestampMs;
 use crate::core::retry::RetrySchedule;
 use crate::core::status::{DeploymentStatus, LastError, PartitionStatus, State};
 use crate::node::chain::StepFailure;
-use crate::node::lane::report::LaneShared;
+use crate::node::lane::report::{LaneReport, LaneShared, PartitionReport};
 use crate::node::lane::{Command, End, LaneParts};
 use crate::node::lane_thread::LaneHandle;
 use crate::node::loader::{LoadError, Request};
@@ -29,30 +30,32 @@ const RETRY: RetrySchedule =
 /// Missing topics are looked for at least this often.
 const TOPICS_EVERY: Duration = Duration::from_secs(1);
 
-/// How far the modules are.
+/// How far the modules are. Each names the deployment that it is about, whole: a generation alone may come again after
+/// a removal, and what was loaded for an older life must not run under the name of a newer one.
 enum Load {
     /// Nobody has asked.
     Idle,
     /// The loader has them.
-    Loading { generation: u64 },
+    Loading(Arc<Deployment>),
     /// They can be started.
-    Ready { generation: u64, chain: Arc<ChainPlan> },
+    Ready(Arc<Deployment>, Arc<ChainPlan>),
     /// They cannot be used; tried again at a time, if that may help.
-    Failed { generation: u64, retry_at: Option<Instant> },
+    Failed { deployment: Arc<Deployment>, retry_at: Option<Instant> },
 }
 
 /// Lanes that run one deployment.
 struct Running {
-    deployment: Arc<Deployment>,
+    plan: LanePlan,
     lanes: Vec<LaneHandle>,
-    modules: Vec<(String, String)>,
+    since: Instant,
 }
 
 /// Lanes that were told to swap.
 struct Swapping {
-    deployment: Arc<Deployment>,
-    modules: Vec<(String, String)>,
+    plan: LanePlan,
     replies: Vec<Reply>,
+    /// Some lane could not, so the others are told to go back: why, and when they are told again if they cannot either.
+    undoing: Option<(StepFailure, Instant)>,
 }
 
 /// A lane's answer to a swap.
@@ -62,6 +65,21 @@ enum Reply {
 }
 
 impl Reply {
+    /// Tells a lane to exchange its chain.
+    fn to_swap(lane: &LaneHandle, plan: &LanePlan) -> Self {
+        let (reply, told) = crossbeam_channel::bounded(1);
+        // A lane that ended has closed its mailbox; `look_at_lanes` sees to it.
+        let _ = lane.commands.try_send(Command::Swap { plan: Box::new(plan.clone()), reply });
+        Self::Awaited(told)
+    }
+
+    fn failure(&self) -> Option<&StepFailure> {
+        match self {
+            Self::Given(Err(failure)) => Some(failure),
+            _ => None,
+        }
+    }
+
     /// Whether the lane has answered. One that ended without an answer is seen to elsewhere.
     fn is_given(&mut self) -> bool {
         if let Self::Awaited(reply) = self {
@@ -84,6 +102,8 @@ pub struct Entry {
     running: Option<Running>,
     swapping: Option<Swapping>,
     stopping: Vec<LaneHandle>,
+    /// What the lanes that ran last have to say, while none runs.
+    last: Vec<Arc<LaneShared>>,
     /// Every partition that lanes of it had: what metrics may know.
     had: BTreeSet<(String, u32)>,
     state: State,
@@ -105,6 +125,7 @@ impl Entry {
             running: None,
             swapping: None,
             stopping: Vec::new(),
+            last: Vec::new(),
             had: BTreeSet::new(),
             state: State::Pending,
             reason: None,
@@ -135,9 +156,10 @@ impl Entry {
         self.stopping.len() + self.running.as_ref().map_or(0, |running| running.lanes.len())
     }
 
-    /// Whether lanes are to be started next.
-    pub fn is_to_start(&self) -> bool {
-        self.running.is_none() && self.wanted().is_some()
+    /// Whether more lanes are wanted than run: lanes that are to be started.
+    pub fn wants_more_lanes(&self) -> bool {
+        let running = self.running.as_ref().map_or(0, |running| running.lanes.len());
+        self.wanted().is_some_and(|wanted| usize::from(wanted.policies.parallelism) > running)
     }
 
     /// Whether nothing is left of it.
@@ -175,19 +197,21 @@ impl Entry {
 
     /// This is desired from now on.
     pub fn desire(&mut self, desired: Option<Desired>, now_ms: TimestampMs) {
-        self.settled = false;
-        self.attempt = 0;
-        self.retry_at = None;
         match &desired {
             Some(Desired::Deployment(deployment)) => {
                 let problems = deployment.problems();
                 match problems.first() {
-                    // What runs goes on as it is.
+                    // What runs goes on as it is, and what was to be done about it is still to be done.
                     Some(first) => {
+                        let settled = self.settled;
                         let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
                         self.refuse(first.reason, all.join("; "), now_ms);
+                        self.settled = settled;
                     }
-                    None => self.wanted = Some(Arc::new((**deployment).clone())),
+                    None => {
+                        self.wanted = Some(Arc::new((**deployment).clone()));
+                        self.begin_anew();
+                    }
                 }
             }
             Some(Desired::Unsupported { schema, .. }) => {
@@ -199,12 +223,19 @@ impl Entry {
                 self.settled = true;
             }
             None => {
-                // Generations start anew after a removal: what was loaded belongs to the life that ends.
+                // What is loaded, or still on its way, belongs to the life that ends.
                 self.wanted = None;
                 self.load = Load::Idle;
+                self.begin_anew();
             }
         }
         self.desired = desired;
+    }
+
+    fn begin_anew(&mut self) {
+        self.settled = false;
+        self.attempt = 0;
+        self.retry_at = None;
     }
 
     fn refuse(&mut self, reason: &str, message: String, now_ms: TimestampMs) {
@@ -224,19 +255,27 @@ impl Entry {
         self.last_error = Some(LastError { time, reason: reason.to_owned(), message });
     }
 
-    /// The loader is done.
-    pub fn loaded(&mut self, generation: u64, chain: Result<Arc<ChainPlan>, LoadError>, now_ms: TimestampMs) {
-        if self.wanted.as_ref().is_none_or(|wanted| wanted.generation != generation) {
+    /// The loader is done with this deployment. What was asked for before that is of no use any more.
+    pub fn loaded(
+        &mut self,
+        deployment: Arc<Deployment>,
+        chain: Result<Arc<ChainPlan>, LoadError>,
+        now_ms: TimestampMs,
+    ) {
+        if !matches!(&self.load, Load::Loading(asked) if *asked == deployment) {
             return;
         }
         self.settled = false;
         match chain {
-            Ok(chain) => self.load = Load::Ready { generation, chain },
+            Ok(chain) => {
+                self.attempt = 0;
+                self.load = Load::Ready(deployment, chain);
+            }
             Err(error) => {
                 let can_pass = error.disposition() != crate::core::disposition::Disposition::User;
                 self.attempt += 1;
                 let retry_at = can_pass.then(|| Instant::now() + RETRY.delay(self.attempt, 0.0));
-                self.load = Load::Failed { generation, retry_at };
+                self.load = Load::Failed { deployment, retry_at };
                 self.refuse(error.reason(), error.to_string(), now_ms);
             }
         }
@@ -269,7 +308,7 @@ impl Entry {
             self.settled = self.stopping.is_empty();
             return;
         }
-        if self.running.as_ref().is_some_and(|running| *running.deployment == *wanted) {
+        if self.running.as_ref().is_some_and(|running| running.plan.deployment == wanted) {
             self.settled = true;
             return;
         }
@@ -292,15 +331,13 @@ impl Entry {
         }
     }
 
-    /// The chain of the wanted generation, once it is loaded.
+    /// The chain of the wanted deployment, once it is loaded.
     fn chain_for(&mut self, wanted: &Arc<Deployment>, context: &Context) -> Option<Arc<ChainPlan>> {
         match &self.load {
-            Load::Ready { generation, chain } if *generation == wanted.generation => {
-                return Some(chain.clone());
-            }
-            Load::Loading { generation } if *generation == wanted.generation => return None,
-            Load::Failed { generation, retry_at }
-                if *generation == wanted.generation && retry_at.is_none_or(|at| at > Instant::now()) =>
+            Load::Ready(of, chain) if of == wanted => return Some(chain.clone()),
+            Load::Loading(of) if of == wanted => return None,
+            Load::Failed { deployment, retry_at }
+                if deployment == wanted && retry_at.is_none_or(|at| at > Instant::now()) =>
             {
                 self.settled = true;
                 return None;
@@ -309,7 +346,7 @@ impl Entry {
         }
         let request = Request { identity: self.identity.clone(), deployment: wanted.clone() };
         if context.loader.request(request) {
-            self.load = Load::Loading { generation: wanted.generation };
+            self.load = Load::Loading(wanted.clone());
             if self.running.is_none() {
                 self.state = State::Starting;
                 self.reason = None;
@@ -332,7 +369,7 @@ impl Entry {
         };
         let plan = LanePlan::new(self.identity.clone(), wanted.clone(), chain.clone(), &topics);
         let Some(plan) = plan else { return };
-        let difference = self.running.as_ref().map(|running| difference(&running.deployment, wanted));
+        let difference = self.running.as_ref().map(|running| difference(&running.plan.deployment, wanted));
         match difference {
             None if self.stopping.is_empty() => self.start_lanes(context, &plan, now_ms),
             // The old lanes have not ended yet.
@@ -396,10 +433,10 @@ impl Entry {
                 }
             }
         }
-        let modules = modules_of(plan);
-        context.metrics.set_modules(&name, &modules, true);
+        context.metrics.set_modules(&name, &modules_of(plan), true);
         tracing::info!(deployment = %self.identity, lanes = lanes.len(), generation = plan.deployment.generation, "lanes were started");
-        self.running = Some(Running { deployment: plan.deployment.clone(), lanes, modules });
+        self.last.clear();
+        self.running = Some(Running { plan: plan.clone(), lanes, since: Instant::now() });
         self.state = State::Running;
         self.reason = None;
         self.settled = true;
@@ -407,46 +444,65 @@ impl Entry {
 
     fn swap(&mut self, plan: &LanePlan) {
         let Some(running) = &self.running else { return };
-        let tell = |lane: &LaneHandle| {
-            let (reply, told) = crossbeam_channel::bounded(1);
-            // A lane that ended has closed its mailbox; `look_at_lanes` sees to it.
-            let _ = lane.commands.try_send(Command::Swap { plan: Box::new(plan.clone()), reply });
-            Reply::Awaited(told)
-        };
-        let replies = running.lanes.iter().map(tell).collect();
-        self.swapping =
-            Some(Swapping { deployment: plan.deployment.clone(), modules: modules_of(plan), replies });
+        let replies = running.lanes.iter().map(|lane| Reply::to_swap(lane, plan)).collect();
+        self.swapping = Some(Swapping { plan: plan.clone(), replies, undoing: None });
     }
 
+    /// All lanes end on the same modules: the new ones, or where one of them cannot, all on the old ones.
     fn look_at_swap(&mut self, context: &Context) {
-        let Some(swapping) = &mut self.swapping else { return };
+        let (Some(swapping), Some(running)) = (&mut self.swapping, &self.running) else { return };
         // Every lane is asked, so no short circuit.
         if !swapping.replies.iter_mut().fold(true, |all, reply| reply.is_given() & all) {
             return;
         }
-        let Some(Swapping { deployment, modules, replies }) = self.swapping.take() else { return };
-        let failure = replies.into_iter().find_map(|reply| match reply {
-            Reply::Given(Err(failure)) => Some(failure),
-            _ => None,
-        });
+        let failure = swapping.replies.iter().find_map(Reply::failure).cloned();
+        match (&swapping.undoing, failure) {
+            (None, None) => self.swapped(context),
+            (None, Some(failure)) => {
+                let back = |(lane, reply): (&LaneHandle, &Reply)| match reply.failure() {
+                    None => Reply::to_swap(lane, &running.plan),
+                    Some(_) => Reply::Given(Ok(())),
+                };
+                swapping.replies = running.lanes.iter().zip(&swapping.replies).map(back).collect();
+                swapping.undoing = Some((failure, Instant::now() + RETRY.initial));
+            }
+            (Some((failure, _)), None) => {
+                let (deployment, failure) = (swapping.plan.deployment.clone(), failure.clone());
+                self.swapping = None;
+                self.not_swapped(deployment, &failure, context.parts.clock.wall_ms());
+            }
+            (Some((first, at)), Some(failure)) if *at <= Instant::now() => {
+                tracing::warn!(deployment = %self.identity, %failure, "a lane does not get back to its old modules: told again");
+                let again = |(lane, reply): (&LaneHandle, &Reply)| match reply.failure() {
+                    None => Reply::Given(Ok(())),
+                    Some(_) => Reply::to_swap(lane, &running.plan),
+                };
+                let undoing = Some((first.clone(), Instant::now() + RETRY.initial));
+                swapping.replies = running.lanes.iter().zip(&swapping.replies).map(again).collect();
+                swapping.undoing = undoing;
+            }
+            (Some(_), Some(_)) => {}
+        }
+    }
+
+    fn swapped(&mut self, context: &Context) {
+        let (Some(swapping), Some(running)) = (self.swapping.take(), &mut self.running) else { return };
+        let name = self.identity.display_name();
+        context.metrics.set_modules(&name, &modules_of(&running.plan), false);
+        context.metrics.set_modules(&name, &modules_of(&swapping.plan), true);
+        let generation = swapping.plan.deployment.generation;
+        tracing::info!(deployment = %self.identity, generation, "the chain was swapped");
+        running.plan = swapping.plan;
+        self.attempt = 0;
+        self.reason = None;
+        self.last_error = None;
+    }
+
+    fn not_swapped(&mut self, deployment: Arc<Deployment>, failure: &StepFailure, now_ms: TimestampMs) {
         let generation = deployment.generation;
-        if let Some(failure) = failure {
-            self.load = Load::Failed { generation, retry_at: None };
-            let message =
-                format!("generation {generation} does not start, the one before goes on: {failure}");
-            self.refuse("GuestStartFailed", message, context.parts.clock.wall_ms());
-            return;
-        }
-        if let Some(running) = &mut self.running {
-            let name = self.identity.display_name();
-            context.metrics.set_modules(&name, &running.modules, false);
-            context.metrics.set_modules(&name, &modules, true);
-            tracing::info!(deployment = %self.identity, generation, "the chain was swapped");
-            running.deployment = deployment;
-            running.modules = modules;
-            self.reason = None;
-            self.last_error = None;
-        }
+        let message = format!("generation {generation} does not start, the one before goes on: {failure}");
+        self.load = Load::Failed { deployment, retry_at: None };
+        self.refuse("GuestStartFailed", message, now_ms);
     }
 
     /// A lane that ended by itself takes the others with it; then all are started again, or not.
@@ -455,7 +511,7 @@ impl Entry {
         let Some(ended) = running.lanes.iter().find(|lane| lane.is_over()) else { return };
         let end = ended.end();
         let now_ms = context.parts.clock.wall_ms();
-        self.attempt += 1;
+        self.attempt = attempts(self.attempt, running.since.elapsed());
         self.swapping = None;
         let wait = RETRY.delay(self.attempt, 0.0);
         self.retry_at = Some(Instant::now() + wait);
@@ -492,10 +548,11 @@ impl Entry {
         if let Some(running) = self.running.take() {
             running.lanes.iter().for_each(LaneHandle::ask_to_stop);
             let name = self.identity.display_name();
-            context.metrics.set_modules(&name, &running.modules, false);
+            context.metrics.set_modules(&name, &modules_of(&running.plan), false);
             let reports = running.lanes.iter().map(|lane| lane.shared.report());
             let partitions = reports.flat_map(|report| report.partitions.into_keys());
             self.had.extend(partitions.map(|at| (at.topic.to_string(), at.partition)));
+            self.last = running.lanes.iter().map(|lane| lane.shared.clone()).collect();
             self.stopping.extend(running.lanes);
         }
     }
@@ -508,8 +565,11 @@ impl Entry {
 
     /// Waits for all lanes until the deadline: whether all ended.
     pub fn stop_lanes_by(&mut self, deadline: Instant) -> bool {
-        let lanes = self.running.take().into_iter().flat_map(|running| running.lanes);
-        let lanes: Vec<LaneHandle> = lanes.chain(self.stopping.drain(..)).collect();
+        if let Some(running) = self.running.take() {
+            self.last = running.lanes.iter().map(|lane| lane.shared.clone()).collect();
+            self.stopping.extend(running.lanes);
+        }
+        let lanes = std::mem::take(&mut self.stopping);
         self.state = if self.wanted().is_some() { State::Pending } else { self.state };
         // Every lane is waited for, so no short circuit.
         lanes.into_iter().fold(true, |all, lane| lane.stop_by(deadline) & all)
@@ -517,7 +577,7 @@ impl Entry {
 
     fn generation(&self) -> u64 {
         match (&self.running, &self.desired) {
-            (Some(running), _) => running.deployment.generation,
+            (Some(running), _) => running.plan.deployment.generation,
             (None, Some(desired)) => desired.generation(),
             (None, None) => 0,
         }
@@ -525,23 +585,23 @@ impl Entry {
 
     /// What the status says of it.
     pub fn status(&self) -> DeploymentStatus {
-        let deployment = self.running.as_ref().map(|running| &running.deployment).or(self.wanted.as_ref());
+        let deployment =
+            self.running.as_ref().map(|running| &running.plan.deployment).or(self.wanted.as_ref());
         let described = match (&deployment, &self.desired) {
             (Some(deployment), _) => Some(deployment.as_ref()),
             (None, Some(Desired::Deployment(invalid))) => Some(invalid.as_ref()),
             _ => None,
         };
         let lanes = self.running.iter().flat_map(|running| &running.lanes);
-        let reports: Vec<_> = lanes.map(|lane| lane.shared.report()).collect();
+        let reports: Vec<_> = match &self.running {
+            Some(_) => lanes.map(|lane| lane.shared.report()).collect(),
+            None => self.last.iter().map(|shared| shared.report()).collect(),
+        };
         let state = match &self.running {
             Some(_) => reports.iter().map(|report| report.state).max_by_key(|state| severity(*state)),
             None => None,
         };
-        let mut partitions: Vec<PartitionStatus> = reports
-            .iter()
-            .flat_map(|report| report.partitions.iter().map(|(at, report)| report.to_status(at)))
-            .collect();
-        partitions.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
+        let partitions = partitions(&reports);
         let of_lanes = reports.iter().filter_map(|report| report.last_error.clone());
         let last_error = of_lanes.chain(self.last_error.clone()).max_by_key(|error| error.time);
         DeploymentStatus {
@@ -560,6 +620,24 @@ impl Entry {
     }
 }
 
+/// The number of failures in a row, with the one of lanes that had run for so long.
+fn attempts(before: u32, ran: Duration) -> u32 {
+    // Long enough for the longest wait to be none of this failure's: it is a new one.
+    if ran >= RETRY.max { 1 } else { before.saturating_add(1) }
+}
+
+/// The partitions of all lanes. One that moved between lanes that end stands where it got furthest.
+fn partitions(reports: &[LaneReport]) -> Vec<PartitionStatus> {
+    let mut all: BTreeMap<&TopicPartition, &PartitionReport> = BTreeMap::new();
+    for (at, report) in reports.iter().flat_map(|report| &report.partitions) {
+        let known = all.entry(at).or_insert(report);
+        if report.committed > known.committed {
+            *known = report;
+        }
+    }
+    all.into_iter().map(|(at, report)| report.to_status(at)).collect()
+}
+
 /// Which of several lanes' states stands for all.
 fn severity(state: State) -> u8 {
     match state {
@@ -573,4 +651,84 @@ fn severity(state: State) -> u8 {
 
 fn modules_of(plan: &LanePlan) -> Vec<(String, String)> {
     plan.chain.steps.iter().map(|step| (step.name.clone(), step.program.digest().to_string())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment(digit: char) -> Arc<Deployment> {
+        let digest = digit.to_string().repeat(64);
+        let json = format!(
+            r#"{{"schema":"1.0","generation":1,"owner":"cli",
+                "source":{{"type":"Kafka","kafka":{{"topics":["in"]}}}},
+                "steps":[{{"name":"main","module":{{"digest":"sha256:{digest}"}}}}],
+                "sinks":[{{"type":"Kafka","kafka":{{"topic":"out"}}}}]}}"#
+        );
+        Arc::new(serde_json::from_str(&json).unwrap())
+    }
+
+    fn chain() -> Arc<ChainPlan> {
+        Arc::new(ChainPlan { name: "a".into(), steps: Vec::new(), outputs: Vec::new() })
+    }
+
+    fn entry() -> Entry {
+        Entry::new("default/_cli/coprocessor/a".parse().unwrap())
+    }
+
+    /// Sets what is desired, as the supervisor does, and says that the loader was asked for it.
+    fn ask(entry: &mut Entry, deployment: &Arc<Deployment>) {
+        entry.desire(Some(Desired::Deployment(Box::new((**deployment).clone()))), 0);
+        entry.load = Load::Loading(deployment.clone());
+    }
+
+    #[test]
+    fn what_was_loaded_for_an_earlier_life_is_not_run_in_a_later_one() {
+        let (old, new) = (deployment('0'), deployment('1'));
+        assert_eq!(old.generation, new.generation);
+        let mut entry = entry();
+        ask(&mut entry, &old);
+        entry.desire(None, 0);
+        ask(&mut entry, &new);
+        entry.loaded(old, Ok(chain()), 0);
+        assert!(matches!(&entry.load, Load::Loading(asked) if *asked == new));
+        entry.loaded(new.clone(), Ok(chain()), 0);
+        assert!(matches!(&entry.load, Load::Ready(of, _) if *of == new));
+    }
+
+    #[test]
+    fn an_invalid_update_leaves_what_is_to_be_done_as_it_is() {
+        let mut entry = entry();
+        ask(&mut entry, &deployment('0'));
+        let at = Instant::now();
+        (entry.retry_at, entry.attempt) = (Some(at), 3);
+        let mut invalid = (*deployment('1')).clone();
+        invalid.policies.parallelism = 0;
+        entry.desire(Some(Desired::Deployment(Box::new(invalid))), 0);
+        assert_eq!((entry.retry_at, entry.attempt, entry.settled), (Some(at), 3, false));
+        assert_eq!(entry.wanted(), Some(&deployment('0')));
+        ask(&mut entry, &deployment('2'));
+        assert_eq!((entry.retry_at, entry.attempt), (None, 0));
+    }
+
+    #[test]
+    fn waits_grow_with_failures_in_a_row_only() {
+        assert_eq!(attempts(0, Duration::ZERO), 1);
+        assert_eq!(attempts(7, Duration::from_secs(1)), 8);
+        assert_eq!(attempts(7, RETRY.max), 1);
+        let mut entry = entry();
+        ask(&mut entry, &deployment('0'));
+        entry.attempt = 5;
+        entry.loaded(deployment('0'), Ok(chain()), 0);
+        assert_eq!(entry.attempt, 0);
+    }
+
+    #[test]
+    fn what_comes_after_a_removal_is_not_kept() {
+        let mut entry = entry();
+        ask(&mut entry, &deployment('0'));
+        entry.desire(None, 0);
+        entry.loaded(deployment('0'), Ok(chain()), 0);
+        assert!(matches!(entry.load, Load::Idle));
+    }
 }

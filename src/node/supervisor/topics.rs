@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::core::deployment::{Deployment, Naming};
+use crate::core::deployment::{Deployment, Naming, OnExhausted};
 use crate::core::names::TopicName;
-use crate::ports::{Log, LogError, TopicConfig};
+use crate::ports::{Cleanup, Log, LogError, TopicConfig};
+
+/// A dead-letter topic takes records of at least this size, in bytes: the headers that explain a failure take up to
+/// half of it.
+const MIN_DEAD_LETTER_BYTES: usize = 8 << 10;
 
 /// Why the topics are not ready.
 pub enum NotReady {
@@ -37,7 +41,36 @@ pub fn ready(log: &dyn Log, deployment: &Deployment) -> Result<BTreeMap<TopicNam
             None => missing.push(output),
         }
     }
-    if missing.is_empty() { Ok(outputs) } else { Err(NotReady::Missing(missing)) }
+    if !missing.is_empty() {
+        return Err(NotReady::Missing(missing));
+    }
+    check_dead_letters(deployment, &outputs)?;
+    Ok(outputs)
+}
+
+/// A dead letter is the last way out: its topic has to take whatever comes.
+fn check_dead_letters(
+    deployment: &Deployment,
+    outputs: &BTreeMap<TopicName, TopicConfig>,
+) -> Result<(), NotReady> {
+    let policy = &deployment.policies.error_policy;
+    let (OnExhausted::DeadLetter, Some(topic)) = (policy.on_exhausted, &policy.dead_letter_topic) else {
+        return Ok(());
+    };
+    let Some(config) = outputs.get(topic) else { return Ok(()) };
+    if config.cleanup != Cleanup::Delete {
+        return Err(NotReady::Unusable(format!(
+            "dead-letter topic {topic} is compacted: it refuses records without a key, and keeps one of those with \
+             the same; make one that is not"
+        )));
+    }
+    if config.max_record_bytes < MIN_DEAD_LETTER_BYTES {
+        return Err(NotReady::Unusable(format!(
+            "dead-letter topic {topic} takes records of at most {} bytes: make that at least {MIN_DEAD_LETTER_BYTES}",
+            config.max_record_bytes
+        )));
+    }
+    Ok(())
 }
 
 fn make_materialized(

@@ -95,7 +95,7 @@ impl Lines {
 
     fn end_line(&mut self, level: LineLevel) {
         let buffer = self.buffer(level);
-        let text = printable(buffer);
+        let text = shortened(printable(buffer));
         buffer.clear();
         self.sink.line(level, &text);
         // The advice that Rust gives to whoever panics is of no use to a guest.
@@ -113,6 +113,17 @@ impl Drop for Lines {
     fn drop(&mut self) {
         self.flush();
     }
+}
+
+/// Escapes make up to ten characters of one: what is too long with them is cut, and says so.
+fn shortened(mut text: String) -> String {
+    const CUT: &str = "…";
+    if text.len() > LONGEST_LINE {
+        let room = LONGEST_LINE - CUT.len();
+        text.truncate((0..=room).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
+        text.push_str(CUT);
+    }
+    text
 }
 
 /// The text without what could harm a terminal: other bytes than UTF-8 are replaced, control characters escaped.
@@ -174,6 +185,16 @@ mod tests {
         let pieces = kept.0.lock();
         assert!(pieces.len() == 3 && pieces.iter().all(|piece| piece.len() <= LONGEST_LINE + 1));
         assert_eq!(pieces.iter().map(|piece| &piece[1..]).collect::<String>(), text);
+    }
+
+    #[test]
+    fn a_line_is_not_longer_for_its_escapes() {
+        let kept = Arc::new(Kept::default());
+        let mut lines = Lines::new(kept.clone());
+        lines.print(LineLevel::Info, &[vec![0x1b; LONGEST_LINE], b"\n".to_vec()].concat());
+        let pieces = kept.0.lock();
+        assert!(pieces.iter().all(|piece| piece.len() <= LONGEST_LINE + 1), "with the mark of its level");
+        assert!(pieces[0].starts_with("<\\u{1b}") && pieces[0].ends_with('…'));
     }
 
     #[test]
