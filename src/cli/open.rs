@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::cli::deployments;
+use crate::cli::exit::{Exit, coded};
+use crate::cli::output::warn;
 use crate::control::desired;
 use crate::core::names::{Identity, Installation, PoolName};
 use crate::core::record::TimestampMs;
@@ -54,9 +56,36 @@ pub struct Target {
 const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Target {
-    /// Opens the log, or connects to the node that has it open.
-    pub fn log(&self) -> Result<Arc<dyn Log>, LogError> {
-        patiently(|| log::open_or_connect(&self.dir, Options::default()))
+    /// Opens the log, or connects to the node that has it open. A directory without one is somebody's mistake, and
+    /// stays as it is.
+    pub fn log(&self) -> anyhow::Result<Arc<dyn Log>> {
+        if !log::is_there(&self.dir) {
+            let message = format!(
+                "there is no log in {}: `coproc dev` makes one there; --dir or COPROC_DIR names another directory",
+                self.absolute_dir().display()
+            );
+            return Err(coded(Exit::NotFound, message));
+        }
+        self.open()
+    }
+
+    /// Opens the log, and makes one where there is none: for commands that begin something.
+    pub fn log_or_new(&self) -> anyhow::Result<Arc<dyn Log>> {
+        let is_new = !log::is_there(&self.dir);
+        let log = self.open()?;
+        if is_new {
+            warn(&format!("a new log was made in {}", self.absolute_dir().display()));
+        }
+        Ok(log)
+    }
+
+    fn open(&self) -> anyhow::Result<Arc<dyn Log>> {
+        Ok(patiently(|| log::open_or_connect(&self.dir, Options::default()))?)
+    }
+
+    fn absolute_dir(&self) -> PathBuf {
+        // Only the working directory can be missing: then the path as it was given says most.
+        std::path::absolute(&self.dir).unwrap_or_else(|_| self.dir.clone())
     }
 
     /// The deployment that a user means by this name.
