@@ -56,6 +56,11 @@ pub const MAX_RECORD_BYTES: usize = 64 << 20;
 /// Longer waits than this end after it: an `Instant` has an end.
 const LONGEST_WAIT: Duration = Duration::from_hours(24);
 
+/// Whether there is a log in the directory, without opening or making one.
+pub fn is_there(dir: &Path) -> bool {
+    home::Home::is_store(dir)
+}
+
 /// What is promised when a commit is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {

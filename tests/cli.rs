@@ -3,6 +3,8 @@
 
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "cli/life.rs"]
+mod life;
 #[path = "cli/node.rs"]
 mod node;
 #[path = "cli/place.rs"]

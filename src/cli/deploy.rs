@@ -11,7 +11,7 @@ use crate::cli::deployments::of_cli;
 use crate::cli::exit::{Exit, coded};
 use crate::cli::manifest::{self, Language, Manifest, StepFile};
 use crate::cli::open::Target;
-use crate::cli::output::say;
+use crate::cli::output::{count, say};
 use crate::cli::{modules, wait};
 use crate::control::modules::upload;
 use crate::control::writer::DesiredWriter;
@@ -19,7 +19,7 @@ use crate::core::deployment::{
     Delivery, Deployment, KafkaSink, KafkaSource, Limits, ModuleRef, Naming, OnExhausted, Owner, Policies,
     SCHEMA, Sink, Source, StartOffset, Step,
 };
-use crate::core::names::{DeploymentName, Identity, Kind, TopicName};
+use crate::core::names::{DeploymentName, Kind, TopicName};
 use crate::core::partitioner::Partitioner;
 use crate::core::units::{ByteSize, Span};
 use crate::ports::{Log, LogError};
@@ -123,7 +123,8 @@ impl Command {
     pub fn run(&self, target: &Target) -> anyhow::Result<()> {
         let manifest = self.manifest()?;
         let modules = modules::read_all(&manifest.steps)?;
-        let log = target.log()?;
+        // The topics that it needs are in a log: without one there is nothing to deploy to, unless they are to come.
+        let log = if self.no_topic_check { target.log_or_new()? } else { target.log()? };
         let identity = of_cli(&target.installation, Kind::Coprocessor, manifest.name.clone());
         let deployment = deployment(&manifest, &modules);
         check(&deployment)?;
@@ -138,23 +139,20 @@ impl Command {
         }
         let writer = DesiredWriter::new(log.as_ref(), target.installation.clone());
         let generation = writer.deploy(&target.pool, &identity, deployment)?;
-        say(&format!("{} deployed, generation {generation}", identity.name))?;
+        let is_paused = writer.find(&identity).is_ok_and(|(_, deployed)| deployed.paused);
+        let name = &identity.name;
+        say(&format!("{name} deployed, generation {generation}"))?;
         if self.wait {
-            self.wait(target, log.as_ref(), &identity, generation)?;
+            let within: Duration = self.timeout.duration();
+            let nodes = wait::until_running(target, log.as_ref(), &identity, generation, within)?;
+            let nodes = count(nodes, "node");
+            say(&if is_paused {
+                format!("{name} is paused on {nodes}: `coproc resume {name}` lets it go on")
+            } else {
+                format!("{name} runs on {nodes}")
+            })?;
         }
         Ok(())
-    }
-
-    fn wait(
-        &self,
-        target: &Target,
-        log: &dyn Log,
-        identity: &Identity,
-        generation: u64,
-    ) -> anyhow::Result<()> {
-        let within: Duration = self.timeout.duration();
-        let nodes = wait::until_running(target, log, identity, generation, within)?;
-        say(&format!("{} runs on {nodes} node{}", identity.name, if nodes == 1 { "" } else { "s" }))
     }
 
     /// The manifest, changed by the flags.

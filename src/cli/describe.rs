@@ -1,5 +1,6 @@
 //! `coproc describe`: what one deployment is to be, and what the nodes say about it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use clap::Args;
@@ -8,13 +9,13 @@ use serde::Serialize;
 use crate::cli::exit::{Exit, coded};
 use crate::cli::list::{lag, state};
 use crate::cli::open::{Target, now_ms};
-use crate::cli::output::{Format, FormatArgs, Table, clean, emit};
+use crate::cli::output::{Format, FormatArgs, Table, clean, count, emit};
 use crate::control::desired::{self, Desired};
 use crate::control::observed::{self, ObservedNode};
 use crate::core::deployment::{Deployment, Naming, Owner, StartOffset};
 use crate::core::names::{Identity, PoolName};
 use crate::core::record::TimestampMs;
-use crate::core::status::{DeploymentStatus, rfc3339};
+use crate::core::status::{DeploymentStatus, State, UpDown, rfc3339};
 
 /// Show a deployment: what it is to be, and how it is
 #[derive(Debug, Args)]
@@ -78,11 +79,17 @@ impl Command {
         if self.output.is_structured() {
             return self.output.print(&described, |_| Table::new(&[]));
         }
-        emit(&text(&described, self.output.format == Format::Wide))
+        emit(&text(&described, &down_since(&observed), self.output.format == Format::Wide))
     }
 }
 
-fn text(described: &Described, wide: bool) -> String {
+/// The nodes that stopped in good order, and when.
+fn down_since(nodes: &[ObservedNode]) -> BTreeMap<u32, TimestampMs> {
+    let down = nodes.iter().filter(|node| node.status.status == UpDown::Down);
+    down.map(|node| (node.status.node_id.0, node.heartbeat_ms)).collect()
+}
+
+fn text(described: &Described, down: &BTreeMap<u32, TimestampMs>, wide: bool) -> String {
     let Described { identity, pool, deployment, nodes } = described;
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
@@ -113,10 +120,9 @@ fn text(described: &Described, wide: bool) -> String {
     let errors = &policies.error_policy;
     let dead_letters =
         errors.dead_letter_topic.as_ref().map(|topic| format!(" to {topic}")).unwrap_or_default();
-    line(
-        "On errors:",
-        &format!("{} retries, then {:?}{dead_letters}", errors.max_retries, errors.on_exhausted),
-    );
+    let retries =
+        if errors.max_retries == 1 { "1 retry".into() } else { format!("{} retries", errors.max_retries) };
+    line("On errors:", &format!("{retries}, then {:?}{dead_letters}", errors.on_exhausted));
     text.push_str("\nSteps:\n");
     text.push_str(&indent(&steps(deployment, wide)));
     text.push_str("\nNodes:\n");
@@ -124,7 +130,7 @@ fn text(described: &Described, wide: bool) -> String {
         text.push_str("  no node has reported it\n");
     }
     for node in nodes {
-        text.push_str(&indent(&node_text(node)));
+        text.push_str(&indent(&node_text(node, down.get(&node.node_id).copied())));
     }
     text
 }
@@ -134,8 +140,12 @@ fn start(offset: StartOffset) -> String {
         StartOffset::Earliest => "the first record".into(),
         StartOffset::Latest => "the end".into(),
         StartOffset::Timestamp { timestamp } => rfc3339(timestamp),
-        StartOffset::FromStart { records } => format!("{records} records after the first"),
-        StartOffset::FromEnd { records } => format!("{records} records before the end"),
+        StartOffset::FromStart { records } => {
+            format!("{} after the first", count(usize::try_from(records).unwrap_or(usize::MAX), "record"))
+        }
+        StartOffset::FromEnd { records } => {
+            format!("{} before the end", count(usize::try_from(records).unwrap_or(usize::MAX), "record"))
+        }
     }
 }
 
@@ -157,20 +167,22 @@ fn steps(deployment: &Deployment, wide: bool) -> String {
     table.render()
 }
 
-fn node_text(node: &OnNode) -> String {
+fn node_text(node: &OnNode, down_since: Option<TimestampMs>) -> String {
     let status = &node.status;
+    let state = match down_since {
+        Some(since) => format!("not running, the node is down since {}", rfc3339(since)),
+        None => state(status, node.responsive),
+    };
     let lag = lag(status).map_or_else(String::new, |lag| format!(", lag {lag}"));
     let delivery = status.delivery.as_ref().map_or_else(String::new, |delivery| format!(", {delivery}"));
-    let mut text = format!(
-        "node {}: {}, generation {}{delivery}{lag}\n",
-        node.node_id,
-        state(status, node.responsive),
-        status.generation
-    );
+    let mut text =
+        format!("node {}: {state}, generation {}{delivery}{lag}\n", node.node_id, status.generation);
     if let Some(error) = &status.last_error {
+        // It runs, and has no reason not to: what went wrong once is history.
+        let over = if status.state == State::Running && status.reason.is_none() { " (over)" } else { "" };
         let _ = writeln!(
             text,
-            "last error: {} {}: {}",
+            "last error{over}: {} {}: {}",
             rfc3339(error.time),
             clean(&error.reason),
             clean(&error.message)

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::cli::exit::{Exit, coded};
 use crate::cli::modules::{Lines, Module};
 use crate::cli::open::{Place, Target, now_ms};
-use crate::cli::output::{FormatArgs, Table};
+use crate::cli::output::{FormatArgs, Table, count};
 use crate::cli::{engine, harness};
 use crate::control::desired::{self, Desired};
 use crate::control::observed;
@@ -94,7 +94,7 @@ impl Command {
         })?;
         let failed = findings.iter().filter(|finding| finding.verdict == Verdict::Fail).count();
         if failed > 0 {
-            return Err(coded(Exit::Failed, format!("{failed} checks failed")));
+            return Err(coded(Exit::Failed, format!("{} failed", count(failed, "check"))));
         }
         Ok(())
     }

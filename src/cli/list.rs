@@ -2,17 +2,18 @@
 //!
 //! Columns, wording and the raw form are those of the original proposal, `rpk wasm list`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use serde::Serialize;
 
 use crate::cli::open::{Target, now_ms};
 use crate::cli::output::{FormatArgs, Table, emit, json, say};
+use crate::control::desired::{self, Desired, DesiredState};
 use crate::control::observed::{self, ObservedNode};
-use crate::core::names::NodeId;
+use crate::core::names::{Identity, Installation, NodeId};
 use crate::core::record::TimestampMs;
-use crate::core::status::{DeploymentStatus, NodeStatus, State, UpDown};
+use crate::core::status::{DeploymentStatus, NodeStatus, State, UpDown, rfc3339};
 
 /// List coprocessors, and the nodes that run them
 #[derive(Debug, Args)]
@@ -28,16 +29,41 @@ pub struct Command {
 struct Listing {
     coprocessors: Vec<Row>,
     unresponsive_nodes: Vec<u32>,
+    /// Nodes that stopped in good order.
+    down_nodes: Vec<DownNode>,
+}
+
+#[derive(Serialize)]
+struct DownNode {
+    node_id: u32,
+    /// RFC 3339.
+    since: String,
+}
+
+/// How a deployment is on a node, as far as can be known now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Life {
+    /// The node answers: the state is its own word.
+    Up,
+    /// The node's heartbeat is overdue: the state is its last word.
+    Unresponsive,
+    /// The node stopped in good order: nothing runs there.
+    Down,
+    /// No node has reported the deployment.
+    Unreported,
 }
 
 #[derive(Serialize)]
 struct Row {
     name: String,
-    node_id: u32,
+    /// Null where no node has reported it.
+    node_id: Option<u32>,
     #[serde(flatten)]
     status: DeploymentStatus,
     lag: Option<u64>,
     responsive: bool,
+    node: Life,
 }
 
 impl Command {
@@ -48,30 +74,41 @@ impl Command {
         if self.raw {
             return raw(nodes.as_deref());
         }
-        let listing = listing(nodes.as_deref().unwrap_or_default(), now_ms());
+        let desired = desired::read(log.as_ref())?;
+        let listing = listing(nodes.as_deref().unwrap_or_default(), &desired, &target.installation, now_ms());
         if self.output.is_structured() {
             return self.output.print(&listing, |_| Table::new(&[]));
         }
-        match nodes.as_deref() {
-            None => say(
-                "The status topic is uninitialized: no node has run on this log yet, `coproc dev` starts one",
-            ),
-            Some([]) => say("There are no coprocessor events to list"),
-            Some(_) => {
-                self.output.print(&listing, |wide| table(&listing, wide))?;
-                let troubled = troubled(&listing);
-                if !troubled.is_empty() {
-                    say(&format!("Not running: {} (`coproc describe NAME` says why)", troubled.join(", ")))?;
-                }
-                let unresponsive: Vec<String> =
-                    listing.unresponsive_nodes.iter().map(ToString::to_string).collect();
-                if unresponsive.is_empty() {
-                    return Ok(());
-                }
-                say(&format!("Unresponsive nodes: [{}]", unresponsive.join(",")))
-            }
+        if nodes.as_ref().is_some_and(|nodes| !nodes.is_empty()) || !listing.coprocessors.is_empty() {
+            self.output.print(&listing, |wide| table(&listing, wide))?;
         }
+        explain(nodes.as_deref(), &listing)
     }
+}
+
+/// What is below the table: what does not run, and what to do about it.
+fn explain(nodes: Option<&[ObservedNode]>, listing: &Listing) -> anyhow::Result<()> {
+    match nodes {
+        None => say(
+            "The status topic is uninitialized: no node has run on this log yet, `coproc dev` starts one",
+        )?,
+        Some([]) if listing.coprocessors.is_empty() => say("There are no coprocessor events to list")?,
+        Some(_) => {}
+    }
+    let troubled = troubled(listing);
+    if !troubled.is_empty() {
+        say(&format!("Not running: {} (`coproc describe NAME` says why)", troubled.join(", ")))?;
+    }
+    for DownNode { node_id, since } in &listing.down_nodes {
+        let start =
+            if *node_id == 0 { "`coproc dev`".into() } else { format!("`coproc dev --node-id {node_id}`") };
+        say(&format!("Node {node_id} is down since {since}: {start} or its service starts it again"))?;
+    }
+    if listing.unresponsive_nodes.is_empty() {
+        return Ok(());
+    }
+    let unresponsive: Vec<String> = listing.unresponsive_nodes.iter().map(ToString::to_string).collect();
+    say(&format!("Unresponsive nodes: [{}]", unresponsive.join(",")))
 }
 
 /// The nodes' own words, joined: what a program of the original proposal would read.
@@ -84,35 +121,99 @@ fn raw(nodes: Option<&[ObservedNode]>) -> anyhow::Result<()> {
     emit(&json(&by_id)?)
 }
 
-/// What nodes that are up run. A node that is down runs nothing; one whose heartbeat is overdue is listed with
-/// what it said last, and named below.
-fn listing(nodes: &[ObservedNode], now: TimestampMs) -> Listing {
-    let mut listing = Listing { coprocessors: Vec::new(), unresponsive_nodes: Vec::new() };
+/// What the nodes said last, and what is deployed and no node has spoken of. What a node that is down said counts
+/// only as far as it is still deployed: it will not take back the rest.
+fn listing(
+    nodes: &[ObservedNode],
+    desired: &DesiredState,
+    installation: &Installation,
+    now: TimestampMs,
+) -> Listing {
+    let mut listing =
+        Listing { coprocessors: Vec::new(), unresponsive_nodes: Vec::new(), down_nodes: Vec::new() };
+    let mut reported = BTreeSet::new();
     for node in nodes {
-        let responsive = !node.is_unresponsive(now);
-        if !responsive {
-            listing.unresponsive_nodes.push(node.status.node_id.0);
+        let node_id = node.status.node_id.0;
+        if node.is_unresponsive(now) {
+            listing.unresponsive_nodes.push(node_id);
         }
-        if node.status.status == UpDown::Down {
-            continue;
+        let life = life(node, now);
+        if life == Life::Down {
+            listing.down_nodes.push(DownNode { node_id, since: rfc3339(node.heartbeat_ms) });
         }
-        let row = |(name, status): (&String, &DeploymentStatus)| Row {
-            name: name.clone(),
-            node_id: node.status.node_id.0,
-            lag: lag(status),
-            status: status.clone(),
-            responsive,
-        };
-        listing.coprocessors.extend(node.status.coprocessors.iter().map(row));
+        for (name, status) in &node.status.coprocessors {
+            if life == Life::Down && desired.get(&status.identity).is_none() {
+                continue;
+            }
+            reported.insert(&status.identity);
+            listing.coprocessors.push(Row::new(name.clone(), Some(node_id), status.clone(), life));
+        }
+    }
+    for (_, identity, wanted) in desired.iter() {
+        if identity.installation == *installation && !reported.contains(identity) {
+            let status = unreported(identity, wanted);
+            listing.coprocessors.push(Row::new(identity.display_name(), None, status, Life::Unreported));
+        }
     }
     listing.coprocessors.sort_by(|a, b| (&a.name, a.node_id).cmp(&(&b.name, b.node_id)));
     listing
 }
 
+fn life(node: &ObservedNode, now: TimestampMs) -> Life {
+    match (node.status.status, node.is_unresponsive(now)) {
+        (UpDown::Down, _) => Life::Down,
+        (UpDown::Up, true) => Life::Unresponsive,
+        (UpDown::Up, false) => Life::Up,
+    }
+}
+
+impl Row {
+    fn new(name: String, node_id: Option<u32>, mut status: DeploymentStatus, node: Life) -> Self {
+        if node == Life::Down {
+            // What it said last is not so any more.
+            (status.state, status.reason) = (State::Pending, Some("NodeDown".into()));
+        }
+        Self { name, node_id, lag: lag(&status), status, responsive: node == Life::Up, node }
+    }
+
+    fn state(&self) -> String {
+        match self.node {
+            Life::Up => state(&self.status, true),
+            Life::Unresponsive => state(&self.status, false),
+            Life::Down => "not running".into(),
+            Life::Unreported => state(&self.status, true),
+        }
+    }
+}
+
+/// A deployment that waits for a node.
+fn unreported(identity: &Identity, wanted: &Desired) -> DeploymentStatus {
+    let deployment = match wanted {
+        Desired::Deployment(deployment) => Some(deployment),
+        Desired::Unsupported { .. } => None,
+    };
+    DeploymentStatus {
+        identity: identity.clone(),
+        input_topics: deployment.map(|it| it.inputs().to_vec()).unwrap_or_default(),
+        description: deployment.map(|it| it.description.clone()).unwrap_or_default(),
+        state: State::Pending,
+        reason: Some("NotReported".into()),
+        generation: wanted.generation(),
+        digest: deployment.and_then(|it| it.steps.first()).map(|step| step.module.digest),
+        delivery: None,
+        partitions: Vec::new(),
+        last_error: None,
+        truncated: false,
+    }
+}
+
 /// What does not run although it is meant to, with its state.
 fn troubled(listing: &Listing) -> Vec<String> {
-    let is_troubled =
-        |row: &&Row| row.responsive && !matches!(row.status.state, State::Running | State::Starting);
+    let is_troubled = |row: &&Row| match row.node {
+        Life::Up => !matches!(row.status.state, State::Running | State::Starting),
+        Life::Unresponsive | Life::Down => false,
+        Life::Unreported => true,
+    };
     let row = |row: &Row| format!("{} ({})", row.name, row.status.state.as_str());
     listing.coprocessors.iter().filter(is_troubled).map(row).collect()
 }
@@ -134,12 +235,12 @@ fn table(listing: &Listing, wide: bool) -> Table {
         let topics: Vec<&str> = status.input_topics.iter().map(AsRef::as_ref).collect();
         let mut cells = vec![
             row.name.clone(),
-            row.node_id.to_string(),
+            row.node_id.map_or_else(|| "-".into(), |id| id.to_string()),
             format!("[{}]", topics.join(",")),
             status.description.clone(),
         ];
         if wide {
-            cells.push(state(status, row.responsive));
+            cells.push(row.state());
             cells.push(status.generation.to_string());
             cells.push(status.digest.map_or_else(|| "-".into(), |digest| digest.short()));
             cells.push(row.lag.map_or_else(|| "-".into(), |lag| lag.to_string()));
@@ -175,6 +276,19 @@ mod tests {
         state.nodes()
     }
 
+    fn list(nodes: &[ObservedNode], deployed: &[&str], now: TimestampMs) -> Listing {
+        let mut desired = DesiredState::default();
+        for name in deployed {
+            desired.apply(FoldEvent::Record {
+                key: format!("deployment/default/_cli/default/coprocessor/{name}").into_bytes(),
+                value: Some(br#"{"schema":"9.0"}"#.to_vec()),
+                offset: 0,
+                appended_ms: 0,
+            });
+        }
+        listing(nodes, &desired, &Installation::default_name(), now)
+    }
+
     fn node(id: u32, status: &str) -> String {
         format!(
             r#"{{"node_id": {id}, "status": "{status}", "time": "", "version": "", "schema": "1.0", "pool": "p",
@@ -189,16 +303,32 @@ mod tests {
         let fresh = UNRESPONSIVE_MS + 1;
         let nodes =
             nodes(&[("5", &node(5, "up"), fresh), ("3", &node(3, "up"), 0), ("7", &node(7, "down"), fresh)]);
-        let listing = listing(&nodes, fresh);
+        let listing = list(&nodes, &["name-a"], fresh);
         assert_eq!(
             table(&listing, false).render(),
             "COPROCESSOR NAME  NODE ID  INPUT TOPICS   DESCRIPTION\n\
              name_a            3        [foo,bar,baz]  This copro is interesting!\n\
-             name_a            5        [foo,bar,baz]  This copro is interesting!\n"
+             name_a            5        [foo,bar,baz]  This copro is interesting!\n\
+             name_a            7        [foo,bar,baz]  This copro is interesting!\n"
         );
         assert_eq!(listing.unresponsive_nodes, [3, 7]);
         let wide = table(&listing, true).render();
         assert!(wide.lines().next().unwrap().ends_with("STATE    GENERATION  DIGEST  LAG"), "{wide}");
-        assert!(wide.contains("unknown") && wide.contains("running"), "{wide}");
+        for state in ["  unknown  ", "  running  ", "  not running  "] {
+            assert!(wide.contains(state), "{state:?} in {wide}");
+        }
+        assert_eq!(listing.down_nodes.len(), 1);
+        assert_eq!(listing.down_nodes[0].since, rfc3339(fresh));
+    }
+
+    #[test]
+    fn what_no_node_has_reported_is_listed_and_what_was_removed_is_not() {
+        let nodes = nodes(&[("7", &node(7, "down"), 0)]);
+        let listing = list(&nodes, &["name-b"], 1);
+        let wide = table(&listing, true).render();
+        assert_eq!(wide.lines().count(), 2, "{wide}");
+        assert!(wide.contains("name-b            -        []            "), "{wide}");
+        assert!(wide.contains("pending (NotReported)"), "{wide}");
+        assert_eq!(troubled(&listing), ["name-b (pending)"]);
     }
 }

@@ -7,13 +7,12 @@ use serde::Serialize;
 
 use crate::cli::exit::{Exit, coded};
 use crate::cli::open::Target;
-use crate::cli::output::{FormatArgs, Table};
-use crate::control::desired::{self, Desired};
-use crate::core::deployment::{Deployment, KafkaSource, Source};
+use crate::cli::output::{FormatArgs, Table, count, say};
+use crate::control::desired::{self, Desired, DesiredState};
 use crate::core::names::{ConsumerGroup, Identity, TopicName};
 use crate::ports::{Log, LogError};
 
-/// Look at committed offsets, and change those of a paused deployment
+/// Look at committed offsets, change those of a paused deployment, and remove them
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List committed offsets and how far each is behind
@@ -23,6 +22,16 @@ pub enum Command {
     Alter(change::AlterArgs),
     /// Move a paused deployment to a position, in every partition of its inputs
     Reset(change::ResetArgs),
+    /// Delete the committed offsets of a group that nobody uses
+    Delete(DeleteArgs),
+}
+
+/// Arguments of `offsets delete`.
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// The group, as `coproc offsets list` shows it
+    #[arg(long)]
+    group: ConsumerGroup,
 }
 
 /// Arguments of `offsets list`.
@@ -51,20 +60,59 @@ struct Row {
 impl Command {
     /// Runs it.
     pub fn run(&self, target: &Target) -> anyhow::Result<()> {
+        let log = target.log()?;
         match self {
-            Self::List(args) => args.list(target),
-            Self::Alter(args) => args.run(target),
-            Self::Reset(args) => args.run(target),
+            Self::List(args) => args.run(target, log.as_ref()),
+            Self::Alter(args) => args.run(target, log.as_ref()),
+            Self::Reset(args) => args.run(target, log.as_ref()),
+            Self::Delete(args) => delete(log.as_ref(), &args.group),
         }
     }
 }
 
+fn delete(log: &dyn Log, group: &ConsumerGroup) -> anyhow::Result<()> {
+    if let Some(user) = user_of(&desired::read(log)?, group) {
+        let message = format!(
+            "group {group} belongs to {user}: `coproc remove` takes the deployment and its offsets away"
+        );
+        return Err(coded(Exit::Refused, message));
+    }
+    let members = log.offsets().members(group)?;
+    if members > 0 {
+        let message = format!("group {group} is in use by {}: stop them first", count(members, "member"));
+        return Err(coded(Exit::Refused, message));
+    }
+    if !log.offsets().groups()?.contains(group) {
+        return Err(unknown(group));
+    }
+    log.offsets().delete(group)?;
+    say(&format!("offsets of {group} deleted"))
+}
+
+fn unknown(group: &ConsumerGroup) -> anyhow::Error {
+    let message = format!("group {group} has committed nothing: `coproc offsets list` shows all that have");
+    coded(Exit::NotFound, message)
+}
+
+/// The deployment that commits to this group.
+pub fn user_of(state: &DesiredState, group: &ConsumerGroup) -> Option<Identity> {
+    let mut of_group = state.iter().filter(|(_, identity, _)| group_of(state, identity) == *group);
+    of_group.next().map(|(_, identity, _)| identity.clone())
+}
+
+/// The group that a deployment commits to.
+pub fn group_of(state: &DesiredState, identity: &Identity) -> ConsumerGroup {
+    match state.get(identity) {
+        Some((_, Desired::Deployment(deployment))) => deployment.consumer_group(identity),
+        _ => identity.consumer_group(),
+    }
+}
+
 impl ListArgs {
-    fn list(&self, target: &Target) -> anyhow::Result<()> {
-        let log = target.log()?;
+    fn run(&self, target: &Target, log: &dyn Log) -> anyhow::Result<()> {
         let mut rows = Vec::new();
-        for group in self.groups(target, log.as_ref())? {
-            rows.extend(rows_of(log.as_ref(), &group)?);
+        for group in self.groups(target, log)? {
+            rows.extend(rows_of(log, &group)?);
         }
         self.output.print(&rows, |_| {
             let mut table =
@@ -90,31 +138,15 @@ impl ListArgs {
         let wanted = match (&self.name, &self.group) {
             (None, None) => return Ok(all),
             (_, Some(group)) => group.clone(),
-            (Some(name), None) => group_of(target, log, name)?,
+            (Some(name), None) => {
+                let identity = target.deployment(log, name)?;
+                group_of(&desired::read(log)?, &identity)
+            }
         };
         if !all.contains(&wanted) {
-            let message =
-                format!("group {wanted} has committed nothing yet: `coproc offsets list` shows all");
-            return Err(coded(Exit::NotFound, message));
+            return Err(unknown(&wanted));
         }
         Ok(vec![wanted])
-    }
-}
-
-fn group_of(target: &Target, log: &dyn Log, name: &str) -> anyhow::Result<ConsumerGroup> {
-    let identity = target.deployment(log, name)?;
-    let state = desired::read(log)?;
-    Ok(match state.get(&identity) {
-        Some((_, Desired::Deployment(deployment))) => group(&identity, deployment),
-        _ => identity.consumer_group(),
-    })
-}
-
-/// The group of a deployment: the one that it names, or its own.
-fn group(identity: &Identity, deployment: &Deployment) -> ConsumerGroup {
-    match &deployment.source {
-        Source::Kafka { kafka: KafkaSource { consumer_group: Some(chosen), .. } } => chosen.clone(),
-        _ => identity.consumer_group(),
     }
 }
 

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::cli::deployments;
+use crate::cli::exit::{Exit, coded};
 #[cfg(feature = "kafka")]
 use crate::cli::kafka::KafkaArgs;
+use crate::cli::output::warn;
 use crate::control::desired;
 use crate::core::names::{Identity, Installation, PoolName};
 use crate::core::record::TimestampMs;
@@ -71,13 +73,34 @@ pub enum Place {
 const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Target {
-    /// Opens the log, or connects to the node that has it open.
-    pub fn log(&self) -> Result<Arc<dyn Log>, LogError> {
-        match self.place()? {
-            Place::Directory(dir) => patiently(|| log::open_or_connect(&dir, Options::default())),
-            #[cfg(feature = "kafka")]
-            Place::Cluster(config) => Ok(KafkaLog::connect(*config)?),
+    /// Opens the log, or connects to the node or the cluster that has it. A directory without one is somebody's
+    /// mistake, and stays as it is.
+    pub fn log(&self) -> anyhow::Result<Arc<dyn Log>> {
+        let place = self.place()?;
+        if let Place::Directory(dir) = &place
+            && !log::is_there(dir)
+        {
+            let message = format!(
+                "there is no log in {}: `coproc dev` makes one there; --dir or COPROC_DIR names another directory",
+                absolute(dir).display()
+            );
+            return Err(coded(Exit::NotFound, message));
         }
+        place.open()
+    }
+
+    /// Opens the log, and makes one where there is none: for commands that begin something.
+    pub fn log_or_new(&self) -> anyhow::Result<Arc<dyn Log>> {
+        let place = self.place()?;
+        let new = match &place {
+            Place::Directory(dir) if !log::is_there(dir) => Some(absolute(dir)),
+            _ => None,
+        };
+        let log = place.open()?;
+        if let Some(dir) = new {
+            warn(&format!("a new log was made in {}", dir.display()));
+        }
+        Ok(log)
     }
 
     /// Which log the flags mean: a cluster where one is named, the directory otherwise.
@@ -93,6 +116,21 @@ impl Target {
     pub fn deployment(&self, log: &dyn Log, name: &str) -> anyhow::Result<Identity> {
         deployments::resolve(&desired::read(log)?, &self.installation, name)
     }
+}
+
+impl Place {
+    fn open(self) -> anyhow::Result<Arc<dyn Log>> {
+        Ok(match self {
+            Self::Directory(dir) => patiently(|| log::open_or_connect(&dir, Options::default()))?,
+            #[cfg(feature = "kafka")]
+            Self::Cluster(config) => KafkaLog::connect(*config)?,
+        })
+    }
+}
+
+fn absolute(dir: &Path) -> PathBuf {
+    // Only the working directory can be missing: then the path as it was given says most.
+    std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned())
 }
 
 /// A node's log; an embedded one is served to other commands for as long as this lives.

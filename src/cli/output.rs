@@ -76,9 +76,19 @@ pub fn note(line: &str) {
     }
 }
 
+/// Tells, also in a pipe, what whoever ran the command may not have meant.
+pub fn warn(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 /// Says why the command failed: on one line, the causes after it.
 pub fn error(error: &anyhow::Error) {
     let _ = writeln!(io::stderr(), "error: {error:#}");
+}
+
+/// So many of something, in the singular or the plural.
+pub fn count(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
 /// Columns with a head.

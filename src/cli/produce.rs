@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::cli::arguments::key_value;
 use crate::cli::exit::{Exit, coded};
 use crate::cli::open::Target;
-use crate::cli::output::note;
+use crate::cli::output::{count, note};
 use crate::cli::records;
 use crate::core::names::TopicName;
 use crate::core::record::Record;
@@ -76,7 +76,7 @@ impl Command {
         let mut batches = Batches { log: log.as_ref(), pending: Vec::new(), bytes: 0, written: 0 };
         self.pump(BufReader::with_capacity(1 << 20, std::io::stdin().lock()), &mut batches)?;
         batches.flush()?;
-        note(&format!("{} records written to {}", batches.written, self.topic));
+        note(&format!("{} written to {}", count(batches.written, "record"), self.topic));
         Ok(())
     }
 
@@ -185,6 +185,7 @@ impl Batches<'_> {
     fn so_far(&self) -> String {
         match self.written {
             0 => "nothing was written".into(),
+            1 => "the first record was written, nothing after it".into(),
             written => format!("the first {written} records were written, nothing after them"),
         }
     }

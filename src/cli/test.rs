@@ -12,7 +12,7 @@ use crate::cli::exit::{Exit, coded};
 use crate::cli::golden::{self, Case};
 use crate::cli::manifest::{self, Manifest};
 use crate::cli::modules::{self, Lines};
-use crate::cli::output::{clean, say};
+use crate::cli::output::{clean, count, say};
 use crate::cli::{engine, harness};
 use crate::core::names::TopicName;
 use crate::node::plan::ChainPlan;
@@ -65,9 +65,12 @@ impl Command {
             }
         }
         if failed > 0 {
-            return Err(coded(Exit::Failed, format!("{failed} of {} tests failed", passed + failed)));
+            return Err(coded(
+                Exit::Failed,
+                format!("{failed} of {} failed", count(passed + failed, "test")),
+            ));
         }
-        say(&format!("{passed} tests passed"))
+        say(&format!("{} passed", count(passed, "test")))
     }
 
     fn find(&self) -> anyhow::Result<Vec<PathBuf>> {

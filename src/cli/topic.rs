@@ -97,46 +97,56 @@ pub struct DeleteArgs {
 impl Command {
     /// Runs it.
     pub fn run(&self, target: &Target) -> anyhow::Result<()> {
-        let log = target.log()?;
         match self {
-            Self::Create(args) => create(args, log.as_ref()),
-            Self::List(args) => list(args, log.as_ref()),
-            Self::Describe(args) => describe(args, log.as_ref()),
-            Self::Delete(args) => delete(args, log.as_ref()),
+            Self::Create(args) => args.run(target),
+            Self::List(args) => list(args, target.log()?.as_ref()),
+            Self::Describe(args) => describe(args, target.log()?.as_ref()),
+            Self::Delete(args) => delete(args, target.log()?.as_ref()),
         }
     }
 }
 
-fn create(args: &CreateArgs, log: &dyn Log) -> anyhow::Result<()> {
-    let config = TopicConfig {
-        partitions: args.partitions,
-        cleanup: match args.cleanup {
-            CleanupArg::Delete => Cleanup::Delete,
-            CleanupArg::Compact => Cleanup::Compact,
-            CleanupArg::CompactDelete => Cleanup::CompactAndDelete,
-        },
-        retention_ms: args.retention.map(|span| span.0),
-        retention_bytes: args.retention_size.map(|size| size.0),
-        max_record_bytes: args.max_record.bytes(),
-        materialized: false,
-    };
-    for name in &args.names {
-        refuse_reserved(name, "made when a node first needs it, choose another name")?;
-        if name.as_materialized().is_some() {
-            let message = format!(
-                "{name} is the name of a materialized topic: it is made when its coprocessor is deployed"
-            );
-            return Err(coded(Exit::Refused, message));
+impl CreateArgs {
+    /// Names first: what is wrong with one of them makes neither a topic nor a log.
+    fn run(&self, target: &Target) -> anyhow::Result<()> {
+        for name in &self.names {
+            refuse_reserved(name, "made when a node first needs it, choose another name")?;
+            refuse_materialized(name)?;
+        }
+        let log = target.log_or_new()?;
+        for name in &self.names {
+            match log.topics().create(name, &self.config()) {
+                Ok(()) => say(&format!("topic {name} created"))?,
+                Err(LogError::TopicExists(_)) if self.if_not_exists => say(&format!("topic {name} exists"))?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn config(&self) -> TopicConfig {
+        TopicConfig {
+            partitions: self.partitions,
+            cleanup: match self.cleanup {
+                CleanupArg::Delete => Cleanup::Delete,
+                CleanupArg::Compact => Cleanup::Compact,
+                CleanupArg::CompactDelete => Cleanup::CompactAndDelete,
+            },
+            retention_ms: self.retention.map(|span| span.0),
+            retention_bytes: self.retention_size.map(|size| size.0),
+            max_record_bytes: self.max_record.bytes(),
+            materialized: false,
         }
     }
-    for name in &args.names {
-        match log.topics().create(name, &config) {
-            Ok(()) => say(&format!("topic {name} created"))?,
-            Err(LogError::TopicExists(_)) if args.if_not_exists => say(&format!("topic {name} exists"))?,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
+}
+
+fn refuse_materialized(name: &TopicName) -> anyhow::Result<()> {
+    let Some((source, dest)) = name.as_materialized() else { return Ok(()) };
+    let message = format!(
+        "{name} is the name of a materialized topic: it is made when a coprocessor that reads {source} is deployed \
+         with `--output-topic {dest} --materialized`"
+    );
+    Err(coded(Exit::Refused, message))
 }
 
 fn refuse_reserved(name: &TopicName, instead: &str) -> anyhow::Result<()> {

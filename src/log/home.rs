@@ -41,6 +41,12 @@ impl Home {
         Ok(Self { dir: dir.to_owned(), _lock: lock, acknowledged })
     }
 
+    /// Whether there is a store in the directory, as far as can be seen without taking it. What cannot be looked at
+    /// counts as one: taking it says why.
+    pub fn is_store(dir: &Path) -> bool {
+        dir.join("format").try_exists().unwrap_or(true)
+    }
+
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir

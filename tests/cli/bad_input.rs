@@ -132,6 +132,7 @@ fn deployments_that_cannot_be_are_refused() {
 #[test]
 fn names_that_nobody_has_are_not_found() {
     let place = Place::new();
+    place.coproc(&["topic", "create", "t"]).succeeds();
     for args in [
         &["describe", "x"][..],
         &["pause", "x"],
@@ -156,7 +157,12 @@ fn a_deployment_without_a_node_is_kept_and_waiting_says_so() {
         .coproc(&["deploy", file, "-i", "a", "-o", "b", "--wait", "--timeout", "200ms"])
         .exits(5)
         .complains("no node is up, `coproc dev` starts one");
-    place.coproc(&["list"]).succeeds().says("The status topic is uninitialized");
+    place.coproc(&["list"]).succeeds().prints(
+        "COPROCESSOR NAME  NODE ID  INPUT TOPICS  DESCRIPTION\n\
+         uppercase         -        [a]\n\
+         The status topic is uninitialized: no node has run on this log yet, `coproc dev` starts one\n\
+         Not running: uppercase (pending) (`coproc describe NAME` says why)\n",
+    );
     place.coproc(&["list", "--raw"]).succeeds().prints("{\"status\": \"uninitialized\"}\n");
     place.coproc(&["describe", "uppercase"]).succeeds().says("no node has reported it");
     // The same again changes nothing, another variable does.

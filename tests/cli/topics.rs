@@ -5,7 +5,6 @@ use crate::place::Place;
 #[test]
 fn topics_are_made_listed_described_and_deleted() {
     let place = Place::new();
-    place.coproc(&["topic", "list"]).succeeds().prints("NAME  PARTITIONS  RECORDS\n");
     place
         .coproc(&["topic", "create", "a", "b", "-p", "3"])
         .succeeds()
@@ -39,6 +38,8 @@ fn topics_are_made_listed_described_and_deleted() {
     place.coproc(&["topic", "delete", "a"]).succeeds().prints("topic a deleted\n");
     place.coproc(&["topic", "describe", "a"]).exits(3).complains("topic a does not exist");
     place.coproc(&["topic", "delete", "a"]).exits(3).complains("topic a does not exist");
+    place.coproc(&["topic", "delete", "b", "c"]).succeeds();
+    place.coproc(&["topic", "list"]).succeeds().prints("NAME  PARTITIONS  RECORDS\n");
 }
 
 #[test]

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::group;
 use crate::cli::arguments::start_offset;
 use crate::cli::exit::{Exit, coded};
 use crate::cli::open::Target;
@@ -90,9 +89,8 @@ fn place(text: &str) -> Result<(TopicPartition, Offset), String> {
 }
 
 impl AlterArgs {
-    pub(super) fn run(&self, target: &Target) -> anyhow::Result<()> {
-        let log = target.log()?;
-        let paused = Paused::find(target, log.as_ref(), &self.name)?;
+    pub(super) fn run(&self, target: &Target, log: &dyn Log) -> anyhow::Result<()> {
+        let paused = Paused::find(target, log, &self.name)?;
         let mut to = BTreeMap::new();
         for (at, offset) in &self.to {
             paused.check_input(&at.topic)?;
@@ -102,14 +100,13 @@ impl AlterArgs {
                 return Err(coded(Exit::Usage, format!("{at} is given twice")));
             }
         }
-        self.how.apply(log.as_ref(), &paused, &to)
+        self.how.apply(log, &paused, &to)
     }
 }
 
 impl ResetArgs {
-    pub(super) fn run(&self, target: &Target) -> anyhow::Result<()> {
-        let log = target.log()?;
-        let paused = Paused::find(target, log.as_ref(), &self.name)?;
+    pub(super) fn run(&self, target: &Target, log: &dyn Log) -> anyhow::Result<()> {
+        let paused = Paused::find(target, log, &self.name)?;
         for topic in &self.topic {
             paused.check_input(topic)?;
         }
@@ -117,14 +114,14 @@ impl ResetArgs {
         let topics = if self.topic.is_empty() { paused.deployment.inputs() } else { &self.topic };
         let mut to = BTreeMap::new();
         for topic in topics {
-            let offsets = offsets_of(log.as_ref(), topic, position)?;
+            let offsets = offsets_of(log, topic, position)?;
             let placed = (0..).zip(offsets);
             to.extend(
                 placed
                     .map(|(partition, offset)| (TopicPartition { topic: topic.clone(), partition }, offset)),
             );
         }
-        self.how.apply(log.as_ref(), &paused, &to)
+        self.how.apply(log, &paused, &to)
     }
 }
 
@@ -140,7 +137,7 @@ impl Paused {
             let message = format!("{} is not paused: `coproc pause {}` first", identity.name, identity.name);
             return Err(coded(Exit::Refused, message));
         }
-        let group = group(&identity, deployment);
+        let group = deployment.consumer_group(&identity);
         let deadline = Instant::now() + LEAVING;
         while log.offsets().members(&group)? > 0 {
             if Instant::now() > deadline {
