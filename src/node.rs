@@ -19,6 +19,7 @@ mod reporter;
 mod supervisor;
 pub mod threads;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::observed;
 use crate::control::topics::OwnTopic;
-use crate::core::names::{Installation, NodeId, PoolName};
+use crate::core::names::{Identity, Installation, NodeId, PoolName};
 use crate::node::http::HttpServer;
 use crate::node::loader::{Loader, LoaderParts};
 use crate::node::reporter::Reporter;
@@ -115,7 +116,7 @@ impl Node {
         for topic in OwnTopic::ALL {
             topic.ensure(parts.log.as_ref())?;
         }
-        check_node_id(&config, &parts)?;
+        let earlier = look_at_earlier_life(&config, &parts)?;
         let metrics = Arc::new(NodeMetrics::new(&config.node_id.to_string(), config.pool.as_str())?);
         let ready: Arc<AtomicBool> = Arc::default();
         let http = config
@@ -132,7 +133,7 @@ impl Node {
         let loader = Loader::start(&loader_parts, &done)?;
         let guest_logs =
             guest_logs::GuestLogs::start(parts.log.clone(), config.node_id, parts.clock.clone())?;
-        let reporter = Reporter::start(parts.log.clone(), config.node_id)?;
+        let reporter = Reporter::start(parts.log.clone(), config.node_id, earlier)?;
         let whose = (config.pool.clone(), config.installation.clone());
         let follower = follower::start(parts.log.clone(), whose, metrics.clone(), to_supervisor)?;
         let drain = config.drain;
@@ -172,19 +173,21 @@ impl Node {
     }
 }
 
-/// A node that sees a fresh heartbeat of another pool under its id does not start.
-fn check_node_id(config: &NodeConfig, parts: &NodeParts) -> Result<(), Error> {
-    let Some(state) = observed::read(parts.log.as_ref())? else { return Ok(()) };
+/// The deployments that an earlier life of the node reported on. A node that sees a fresh heartbeat of another pool under
+/// its id does not start.
+fn look_at_earlier_life(config: &NodeConfig, parts: &NodeParts) -> Result<BTreeSet<Identity>, Error> {
+    let Some(state) = observed::read(parts.log.as_ref())? else { return Ok(BTreeSet::new()) };
     let now_ms = parts.clock.wall_ms();
-    for node in state.nodes() {
-        let is_other = node.status.pool != config.pool.as_str();
-        if node.status.node_id == config.node_id && is_other && !node.is_unresponsive(now_ms) {
+    let mut earlier = BTreeSet::new();
+    for node in state.nodes().into_iter().filter(|node| node.status.node_id == config.node_id) {
+        if node.status.pool != config.pool.as_str() && !node.is_unresponsive(now_ms) {
             return Err(Error::NodeIdInUse {
                 id: config.node_id,
                 pool: node.status.pool,
                 seconds: (now_ms - node.heartbeat_ms) / 1_000,
             });
         }
+        earlier.extend(node.status.coprocessors.into_values().map(|deployment| deployment.identity));
     }
-    Ok(())
+    Ok(earlier)
 }

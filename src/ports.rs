@@ -605,7 +605,8 @@ pub struct GuestSpec {
 /// How far a call of `Guest::run` may go.
 #[derive(Debug, Clone)]
 pub struct RunBudget {
-    /// When set, the guest is suspended at the next record boundary.
+    /// When set, the guest is suspended at the next record boundary. One that does not get there within about a second
+    /// is ended in the middle of its record and counts as suspended before it; it is not run again.
     pub stop: Arc<AtomicBool>,
     /// Output bytes in the buffer at which it is suspended at the next record boundary.
     pub output_bytes: usize,
@@ -664,6 +665,9 @@ pub trait Engine: Send + Sync {
 
     /// The program of this digest, if somebody still has it: saves fetching the bytes.
     fn cached(&self, digest: Digest) -> Option<Arc<dyn Program>>;
+
+    /// Gives up what is being compiled, and compiles nothing more: the process is to end. Who waits gets an error.
+    fn stop(&self);
 }
 
 /// How loud a line is.

@@ -3,17 +3,23 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use coproc::control::modules;
 use coproc::core::deployment::{Naming, Sink, Source, StartOffset};
 use coproc::core::digest::Digest;
+use coproc::core::names::PoolName;
 use coproc::core::status::State;
+use coproc::core::units::Span;
+use coproc::log::EmbeddedLog;
 use coproc::ports::{
     Engine, Guest, GuestClass, GuestFailure, GuestLines, GuestSpec, Keyed, Log, LogError, ModuleError,
-    Program, TopicConfig,
+    Program, ReadFrom, TopicConfig,
 };
-use coproc::wasm::{WasmOptions, Wasmtime};
+use coproc::wasm::{CompileHelper, WasmOptions, Wasmtime};
 
 use support::{Rig, fragile, guest, identity, identity_of, numbers, stamp, start_node, topic, wait_for};
 
@@ -261,6 +267,10 @@ impl Engine for Moody {
     fn cached(&self, _: Digest) -> Option<Arc<dyn Program>> {
         None
     }
+
+    fn stop(&self) {
+        self.engine.stop();
+    }
 }
 
 impl Program for MoodyProgram {
@@ -346,6 +356,99 @@ fn pausing_stands_still_and_resuming_goes_on() {
     rig.produce("in", numbers("v", 10..20));
     assert!(rig.writer().set_paused(&identity_of("copy"), false).unwrap());
     assert_eq!(rig.values("out", 20), numbers("v", 0..20));
+}
+
+#[test]
+fn what_was_removed_while_the_node_was_down_goes_from_the_status() {
+    let mut rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    for name in ["stays", "goes"] {
+        rig.deploy(name, &[identity()], "in", &["out"], "").unwrap();
+        rig.wait_for_state(name, State::Running);
+    }
+    let keys = || {
+        let records = rig_keys(&rig.log);
+        let of = |name: &str| records.contains_key(&format!("0/default/_cli/coprocessor/{name}"));
+        (of("stays"), of("goes"))
+    };
+    assert_eq!(keys(), (true, true));
+    assert!(rig.node.take().unwrap().stop());
+    rig.writer().remove(&identity_of("goes")).unwrap();
+    rig.node = Some(start_node(&rig.log));
+    wait_for("the key to go", || (rig_keys(&rig.log).len() == 2).then_some(()));
+    let records = rig_keys(&rig.log);
+    assert_eq!(records.keys().collect::<Vec<_>>(), ["0", "0/default/_cli/coprocessor/stays"]);
+}
+
+/// The keys of the status topic that have a value.
+fn rig_keys(log: &Arc<EmbeddedLog>) -> BTreeMap<String, Vec<u8>> {
+    let mut reader = log.reader(&topic("coprocessor_status_topic"), None, ReadFrom::Start).unwrap();
+    let mut all = BTreeMap::new();
+    while !reader.is_caught_up().unwrap() {
+        for fetched in reader.fetch(Duration::from_secs(1)).unwrap() {
+            let key = support::text(fetched.record.key);
+            match fetched.record.value {
+                Some(value) => drop(all.insert(key, value)),
+                None => drop(all.remove(&key)),
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn a_node_stops_in_time_with_a_guest_in_a_long_record() {
+    let mut rig = Rig::new();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    // It says that it is there, and stays at values that start with `@`.
+    let stays = guest(
+        "(call $say (i32.const 4098) (i32.sub (local.get $len) (i32.const 3)))
+         (if (i32.eq (i32.load8_u (i32.const 4098)) (i32.const 64)) (then (loop $ever (br $ever))))",
+    );
+    let digest = modules::upload(rig.log.as_ref(), &stays).unwrap();
+    let policy = r#""policies":{"errorPolicy":{"maxRetries":0,"onExhausted":"Skip"}}"#;
+    let mut deployment = support::deployment(&[digest], "in", &["out"], policy);
+    deployment.steps[0].limits.time_per_record = Span::from_ms(9_900);
+    rig.writer().deploy(&PoolName::default_name(), &identity_of("stays"), deployment).unwrap();
+    rig.produce("in", ["a\n", "@\n", "b\n"].map(str::to_owned));
+    wait_for("it to be at its record", || (rig.read("coprocessor_logs").len() == 2).then_some(()));
+    let begin = Instant::now();
+    assert!(rig.node.take().unwrap().stop(), "all threads ended");
+    assert!(begin.elapsed() < Duration::from_secs(8), "it took {:?}", begin.elapsed());
+    // What was done before is committed, and the record is neither done nor at fault.
+    assert_eq!(rig.values("out", 1), ["a\n"]);
+    let status = rig.status("stays").unwrap();
+    assert_eq!(status.partitions[0].offset, 1, "{status:?}");
+    assert_eq!(status.last_error, None);
+}
+
+#[test]
+fn a_node_stops_in_time_with_a_module_being_compiled() {
+    let mut rig = Rig::without_node();
+    // Takes its bounds, a number of milliseconds and of bytes, for seconds.
+    let helper = CompileHelper { program: "/bin/sleep".into(), arguments: Vec::new() };
+    let options = WasmOptions { compile_helper: Some(helper), ..WasmOptions::default() };
+    rig.node = Some(support::start_node_with(&rig.log, Wasmtime::new(options, None).unwrap(), 10));
+    rig.create("in", 1);
+    rig.create("out", 1);
+    rig.deploy("slow", &[identity()], "in", &["out"], "").unwrap();
+    wait_for("the child that compiles", || (sleeping_children() == 1).then_some(()));
+    let begin = Instant::now();
+    assert!(rig.node.take().unwrap().stop(), "all threads ended");
+    assert!(begin.elapsed() < Duration::from_secs(5), "it took {:?}", begin.elapsed());
+    wait_for("the child to end", || (sleeping_children() == 0).then_some(()));
+}
+
+/// How many children of this process sleep on the command line.
+fn sleeping_children() -> usize {
+    let parent = format!("PPid:\t{}\n", std::process::id());
+    let is_ours = |path: std::path::PathBuf| {
+        std::fs::read_to_string(path.join("status"))
+            .is_ok_and(|status| status.starts_with("Name:\tsleep\n") && status.contains(&parent))
+    };
+    std::fs::read_dir("/proc").unwrap().filter(|entry| is_ours(entry.as_ref().unwrap().path())).count()
 }
 
 #[test]

@@ -14,11 +14,11 @@ use crate::cli::open::{Place, Target, now_ms};
 use crate::cli::output::{FormatArgs, Table, count};
 use crate::cli::{engine, harness};
 use crate::control::desired::{self, Desired};
-use crate::control::observed;
+use crate::control::observed::{self, ObservedNode};
 use crate::control::topics::OwnTopic;
 use crate::core::deployment::Limits;
 use crate::core::record::Record;
-use crate::core::status::{State, UpDown};
+use crate::core::status::{DeploymentStatus, NodeStatus, State, UpDown};
 use crate::node::plan::{ChainPlan, StepPlan, guest_limits};
 use crate::ports::{GuestLines, Log};
 
@@ -186,11 +186,50 @@ fn look_at_nodes(log: &dyn Log, findings: &mut Findings) {
             findings.add("nodes", Verdict::Ok, format!("node {id} was heard {age} s ago"));
         }
         for (name, status) in &node.status.coprocessors {
-            if matches!(status.state, State::Failed | State::Retrying | State::Unsupported) {
-                let state = status.state.as_str();
-                let message = format!("{name} on node {id} is {state}: `coproc describe {name}` says why");
+            if let Some(trouble) = trouble(status) {
+                let message = format!("{name} on node {id} {trouble}; `coproc describe {name}` says more");
                 findings.add("coprocessor", Verdict::Warn, message);
             }
+        }
+    }
+    look_for_orphans(log, &nodes, findings);
+}
+
+/// Why a deployment does not do what is desired, where it does not.
+fn trouble(status: &DeploymentStatus) -> Option<String> {
+    let why = match (&status.reason, &status.last_error) {
+        (Some(reason), Some(error)) if error.reason == *reason => format!(" ({reason}): {}", error.message),
+        (Some(reason), _) => format!(" ({reason})"),
+        (None, Some(error)) => format!(": {}", error.message),
+        (None, None) => String::new(),
+    };
+    match status.state {
+        State::Pending | State::Failed | State::Retrying | State::Unsupported => {
+            Some(format!("is {}{why}", status.state.as_str()))
+        }
+        // What runs is not what was deployed last.
+        State::Running if status.reason.is_some() => {
+            Some(format!("still runs generation {}{why}", status.generation))
+        }
+        State::Running | State::Starting | State::Paused | State::Stopping => None,
+    }
+}
+
+/// Deployments that no node of their pool has taken up, though there is one.
+fn look_for_orphans(log: &dyn Log, nodes: &[ObservedNode], findings: &mut Findings) {
+    // That the control topic cannot be read is said elsewhere.
+    let Ok(state) = desired::read(log) else { return };
+    let now = now_ms();
+    let live = || nodes.iter().filter(|node| !node.is_unresponsive(now)).map(|node| &node.status);
+    for (pool, identity, _) in state.iter() {
+        let mut of_pool = live().filter(|node| node.pool == pool.as_str()).peekable();
+        let is_known = |node: &NodeStatus| {
+            node.truncated || node.coprocessors.values().any(|status| status.identity == *identity)
+        };
+        if of_pool.peek().is_some() && !of_pool.any(is_known) {
+            let message =
+                format!("{identity} is taken up by no node of pool {pool}: look at the nodes' logs");
+            findings.add("coprocessor", Verdict::Warn, message);
         }
     }
 }
@@ -236,5 +275,43 @@ fn run_tiny_module() -> anyhow::Result<()> {
     match outcome.written.first().and_then(|written| written.record.value.as_deref()) {
         Some(b"WELL") => Ok(()),
         other => Err(coded(Exit::Failed, format!("the module wrote {other:?} where it was to write WELL"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(state: &str, reason: Option<&str>, error: Option<&str>) -> DeploymentStatus {
+        let error = error.map(|reason| serde_json::json!({"time": 0, "reason": reason, "message": "why"}));
+        serde_json::from_value(serde_json::json!({
+            "identity": "default/_cli/coprocessor/a", "input_topics": [], "description": "", "state": state,
+            "reason": reason, "generation": 3, "last_error": error,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn whatever_does_not_do_what_is_desired_is_a_finding() {
+        let cases = [
+            (status("running", None, None), None),
+            // It is over: what runs is what is desired.
+            (status("running", None, Some("LogFailed")), None),
+            (status("paused", Some("Paused"), Some("GuestFailed")), None),
+            (
+                status("pending", Some("TopicNotFound"), Some("TopicNotFound")),
+                Some("is pending (TopicNotFound): why"),
+            ),
+            (status("failed", None, Some("GuestFailed")), Some("is failed: why")),
+            (status("retrying", None, None), Some("is retrying")),
+            (
+                status("running", Some("GuestStartFailed"), Some("GuestStartFailed")),
+                Some("still runs generation 3 (GuestStartFailed): why"),
+            ),
+            (status("unsupported", Some("NewerSchema"), None), Some("is unsupported (NewerSchema)")),
+        ];
+        for (status, expected) in cases {
+            assert_eq!(trouble(&status).as_deref(), expected, "{status:?}");
+        }
     }
 }

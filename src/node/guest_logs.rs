@@ -3,7 +3,7 @@
 //! A line never holds up a lane: a full queue drops it and counts it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use parking_lot::Mutex;
@@ -39,7 +39,7 @@ struct Line {
 pub struct GuestLogs {
     queue: Sender<Line>,
     clock: Arc<dyn Clock>,
-    _thread: Stoppable,
+    thread: Stoppable,
 }
 
 impl GuestLogs {
@@ -51,7 +51,12 @@ impl GuestLogs {
                 write(log.as_ref(), node, &batch);
             }
         })?;
-        Ok(Self { queue, clock, _thread: thread })
+        Ok(Self { queue, clock, thread })
+    }
+
+    /// Writes what is there and ends, by the deadline.
+    pub fn stop_by(self, deadline: Instant) {
+        self.thread.stop_by(deadline);
     }
 
     /// The mouth of one deployment.
@@ -72,7 +77,7 @@ fn collect(lines: &Receiver<Line>, stop: &std::sync::atomic::AtomicBool) -> Opti
         match lines.recv_timeout(LINGER) {
             Ok(first) => {
                 let mut batch = vec![first];
-                let deadline = std::time::Instant::now() + LINGER;
+                let deadline = Instant::now() + LINGER;
                 while batch.len() < BATCH
                     && let Ok(line) = lines.recv_deadline(deadline)
                 {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
@@ -82,7 +82,8 @@ impl LoadError {
 /// The loader's threads and queue.
 pub struct Loader {
     queue: Sender<Request>,
-    _threads: Vec<Stoppable>,
+    threads: Vec<Stoppable>,
+    engine: Arc<dyn Engine>,
 }
 
 /// What a loader works with.
@@ -116,7 +117,22 @@ impl Loader {
             })
         };
         let threads = (0..THREADS).map(start).collect::<Result<_, _>>()?;
-        Ok(Self { queue, _threads: threads })
+        Ok(Self { queue, threads, engine: parts.engine.clone() })
+    }
+
+    /// Gives up what is under way, without waiting.
+    pub fn ask_to_stop(&self) {
+        self.threads.iter().for_each(Stoppable::ask);
+        self.engine.stop();
+    }
+
+    /// Waits for what is under way until the deadline: what takes longer, say a registry that does not answer, is left
+    /// behind.
+    pub fn stop_by(self, deadline: Instant) {
+        self.ask_to_stop();
+        for thread in self.threads {
+            thread.stop_by(deadline);
+        }
     }
 
     /// Asks for a chain; `false` when the queue is full: ask again later.

@@ -1,6 +1,6 @@
 //! Writes the node's status, on a thread of its own: a log that is slow must not hold up the supervisor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,22 +16,30 @@ use crate::ports::Log;
 /// The details of a deployment are written at most this often while only offsets move.
 const DETAIL_EVERY: Duration = Duration::from_secs(10);
 
+/// What is to be written.
+pub struct Report {
+    /// The status.
+    pub status: NodeStatus,
+    /// Whether the control topic was read: a deployment that is not in the status is not on this node.
+    pub is_whole: bool,
+}
+
 /// The reporter's thread and mouth.
 pub struct Reporter {
     /// Takes a status; full while the last one is being written.
-    pub queue: Sender<NodeStatus>,
+    pub queue: Sender<Report>,
     thread: Stoppable,
 }
 
 impl Reporter {
-    /// Starts the reporter.
-    pub fn start(log: Arc<dyn Log>, node: NodeId) -> Result<Self, SpawnError> {
-        let (queue, statuses) = crossbeam_channel::bounded::<NodeStatus>(1);
+    /// Starts the reporter. `earlier` are the deployments that an earlier life of the node reported on.
+    pub fn start(log: Arc<dyn Log>, node: NodeId, earlier: BTreeSet<Identity>) -> Result<Self, SpawnError> {
+        let (queue, reports) = crossbeam_channel::bounded::<Report>(1);
         let thread = threads::spawn("coproc-status", move |stop| {
-            let mut pen = Pen { log, node, writer: None, written: BTreeMap::new() };
+            let mut pen = Pen { log, node, writer: None, written: BTreeMap::new(), earlier };
             loop {
-                match statuses.recv_timeout(Duration::from_millis(200)) {
-                    Ok(status) => pen.write(&status),
+                match reports.recv_timeout(Duration::from_millis(200)) {
+                    Ok(report) => pen.write(&report),
                     Err(RecvTimeoutError::Timeout) if !stop.load(Ordering::Relaxed) => {}
                     Err(_) => return,
                 }
@@ -41,7 +49,7 @@ impl Reporter {
     }
 
     /// Writes a last status and ends.
-    pub fn stop(self, last: NodeStatus, deadline: Instant) {
+    pub fn stop(self, last: Report, deadline: Instant) {
         let _ = self.queue.send_deadline(last, deadline);
         drop(self.queue);
         self.thread.stop_by(deadline);
@@ -58,16 +66,19 @@ struct Pen {
     node: NodeId,
     writer: Option<StatusWriter>,
     written: BTreeMap<Identity, Written>,
+    /// What an earlier life of the node wrote about, and this one has not looked at yet.
+    earlier: BTreeSet<Identity>,
 }
 
 impl Pen {
-    fn write(&mut self, status: &NodeStatus) {
+    fn write(&mut self, Report { status, is_whole }: &Report) {
         let now = Instant::now();
         let is_last = status.status == UpDown::Down;
         let current: BTreeMap<&Identity, &DeploymentStatus> =
             status.coprocessors.values().map(|deployment| (&deployment.identity, deployment)).collect();
-        let gone: Vec<Identity> =
-            self.written.keys().filter(|identity| !current.contains_key(identity)).cloned().collect();
+        let earlier = self.earlier.iter().filter(|_| *is_whole);
+        let known = self.written.keys().chain(earlier);
+        let gone: Vec<Identity> = known.filter(|identity| !current.contains_key(identity)).cloned().collect();
         let details: Vec<DeploymentStatus> = current
             .values()
             .filter(|deployment| is_last || self.is_due(deployment, now))
@@ -87,6 +98,9 @@ impl Pen {
             Ok(()) => {
                 for identity in gone {
                     self.written.remove(&identity);
+                }
+                if *is_whole {
+                    self.earlier.clear();
                 }
                 for status in details {
                     self.written.insert(status.identity.clone(), Written { status, at: now });

@@ -22,7 +22,7 @@ use crate::core::record::TimestampMs;
 use crate::core::status::{HEARTBEAT_MS, UpDown};
 use crate::node::guest_logs::GuestLogs;
 use crate::node::loader::{Loaded, Loader};
-use crate::node::reporter::Reporter;
+use crate::node::reporter::{Report, Reporter};
 use crate::node::supervisor::entry::Entry;
 use crate::node::threads::{self, Stoppable};
 use crate::node::{NodeConfig, NodeParts};
@@ -64,6 +64,8 @@ pub(super) struct Supervisor {
     last_sweep: Instant,
     sweeper: Option<Stoppable>,
     is_dirty: bool,
+    /// Whether the control topic was read to where it ended.
+    is_caught_up: bool,
 }
 
 impl Supervisor {
@@ -78,6 +80,7 @@ impl Supervisor {
             last_sweep: Instant::now(),
             sweeper: None,
             is_dirty: true,
+            is_caught_up: false,
         }
     }
 
@@ -132,6 +135,7 @@ impl Supervisor {
             }
             Change::CaughtUp => {
                 self.ready.store(true, Ordering::Relaxed);
+                self.is_caught_up = true;
                 self.is_dirty = true;
             }
             Change::Ignored { .. } => {}
@@ -223,22 +227,23 @@ impl Supervisor {
         if !is_overdue && (!self.is_dirty || since < soon) {
             return;
         }
-        let status = self.status(UpDown::Up);
-        if self.reporter.queue.try_send(status).is_ok() {
+        let report = self.status(UpDown::Up);
+        if self.reporter.queue.try_send(report).is_ok() {
             self.last_report = Some(Instant::now());
             self.is_dirty = false;
         }
     }
 
-    fn status(&self, status: UpDown) -> crate::core::status::NodeStatus {
+    fn status(&self, status: UpDown) -> Report {
         let capabilities = self.context.parts.log.capabilities();
-        status::node_status(
+        let status = status::node_status(
             &self.context.config,
             status,
             self.now_ms(),
             &capabilities.description,
             self.entries.values(),
-        )
+        );
+        Report { status, is_whole: self.is_caught_up }
     }
 
     /// Removes modules that nobody names any more, now and then.
@@ -268,6 +273,7 @@ impl Supervisor {
     fn drain(mut self) {
         self.ready.store(false, Ordering::Relaxed);
         let deadline = Instant::now() + self.context.config.drain;
+        self.context.loader.ask_to_stop();
         for entry in self.entries.values() {
             entry.ask_lanes_to_stop();
         }
@@ -281,6 +287,9 @@ impl Supervisor {
             );
         }
         let status = self.status(UpDown::Down);
-        self.reporter.stop(status, deadline.max(Instant::now() + Duration::from_secs(1)));
+        let deadline = deadline.max(Instant::now() + Duration::from_secs(1));
+        self.reporter.stop(status, deadline);
+        self.context.guest_logs.stop_by(deadline);
+        self.context.loader.stop_by(deadline);
     }
 }

@@ -44,6 +44,8 @@ struct Jobs {
     /// Threads that hold a place.
     running: usize,
     abandoned: usize,
+    /// Nobody is to wait any more.
+    stopped: bool,
 }
 
 /// A compilation that is going on.
@@ -71,6 +73,9 @@ impl Compiler {
             return Ok(program);
         }
         jobs.programs.retain(|_, program| program.strong_count() > 0);
+        if jobs.stopped {
+            return Err(stopping());
+        }
         if jobs.pending.contains_key(&digest) {
             return self.wait(&mut jobs, digest);
         }
@@ -78,7 +83,12 @@ impl Compiler {
         // Everybody who holds a place either ends or is given up within the limit.
         let patience = Instant::now() + self.timeout * 2;
         while jobs.running >= self.threads {
-            if self.shared.changed.wait_until(&mut jobs, patience).timed_out() {
+            let timed_out = self.shared.changed.wait_until(&mut jobs, patience).timed_out();
+            if jobs.stopped {
+                jobs.pending.remove(&digest);
+                return Err(stopping());
+            }
+            if timed_out {
                 jobs.pending.remove(&digest);
                 self.shared.changed.notify_all();
                 return Err(ModuleError::CompileTimeout(format!(
@@ -95,6 +105,12 @@ impl Compiler {
             return Err(ModuleError::Unavailable(format!("cannot start a thread to compile on: {error}")));
         }
         self.wait(&mut jobs, digest)
+    }
+
+    /// Nobody waits any more, and nothing more is compiled.
+    pub(super) fn stop(&self) {
+        self.shared.jobs.lock().stopped = true;
+        self.shared.changed.notify_all();
     }
 
     /// The program of this digest, if somebody still has it.
@@ -131,6 +147,7 @@ impl Compiler {
             job.waiting += 1;
         }
         loop {
+            let stopped = jobs.stopped;
             let Some(job) = jobs.pending.get_mut(&digest) else {
                 return Err(ModuleError::CompileTimeout("the module got no place to compile".to_owned()));
             };
@@ -140,6 +157,10 @@ impl Compiler {
                     jobs.pending.remove(&digest);
                 }
                 return result;
+            }
+            if stopped {
+                job.waiting -= 1;
+                return Err(stopping());
             }
             let deadline = job.started.map(|started| started + self.timeout);
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -156,6 +177,10 @@ impl Compiler {
             }
         }
     }
+}
+
+fn stopping() -> ModuleError {
+    ModuleError::Unavailable("the node stops: nothing is compiled any more".to_owned())
 }
 
 impl Jobs {

@@ -15,7 +15,7 @@ use super::admission::{self, AdmissionLimits, MAX_MODULE_BYTES, ModuleInfo};
 use super::cache::CodeCache;
 use super::compiler::Compiler;
 use super::digest_of;
-use super::helper::{Bounds, CompileHelper};
+use super::helper::{Bounds, Children, CompileHelper};
 use super::ticker::Ticker;
 use super::transform::{Bindings, Host, TransformProgram};
 
@@ -91,6 +91,7 @@ struct Parts {
     bindings: Bindings,
     cache: Option<CodeCache>,
     helper: Option<CompileHelper>,
+    children: Children,
     bounds: Bounds,
 }
 
@@ -114,7 +115,14 @@ impl Wasmtime {
         let host = Arc::new(Host { engine, ticker, registry });
         let bounds = Bounds { time: options.compile_timeout, memory: options.compile_memory };
         Ok(Arc::new(Self {
-            parts: Arc::new(Parts { host, bindings, cache, helper: options.compile_helper, bounds }),
+            parts: Arc::new(Parts {
+                host,
+                bindings,
+                cache,
+                helper: options.compile_helper,
+                children: Children::default(),
+                bounds,
+            }),
             compiler: Compiler::new(options.compile_threads, options.compile_timeout),
             limits: AdmissionLimits { module_bytes: options.max_module_bytes, ..AdmissionLimits::default() },
         }))
@@ -140,6 +148,11 @@ impl Engine for Wasmtime {
     fn cached(&self, digest: Digest) -> Option<Arc<dyn Program>> {
         self.compiler.cached(digest)
     }
+
+    fn stop(&self) {
+        self.compiler.stop();
+        self.parts.children.stop();
+    }
 }
 
 impl Parts {
@@ -155,7 +168,7 @@ impl Parts {
             module
         } else {
             let code = match &self.helper {
-                Some(helper) => helper.compile(bytes, self.bounds)?,
+                Some(helper) => helper.compile(bytes, self.bounds, &self.children)?,
                 None => self.host.engine.precompile_module(bytes).map_err(invalid)?,
             };
             self.keep(digest, &code);

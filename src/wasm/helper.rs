@@ -7,11 +7,12 @@
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use parking_lot::Mutex;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 use crate::ports::ModuleError;
 
@@ -42,9 +43,50 @@ pub(super) struct Bounds {
     pub(super) memory: u64,
 }
 
+/// The children that live, so that they can be killed.
+#[derive(Debug, Default)]
+pub(super) struct Children(Mutex<Living>);
+
+#[derive(Debug, Default)]
+struct Living {
+    stopped: bool,
+    pids: Vec<Pid>,
+}
+
+impl Children {
+    /// Kills all of them, and those that come.
+    pub(super) fn stop(&self) {
+        let mut living = self.0.lock();
+        living.stopped = true;
+        // A child leaves the list before it is waited for, so that no id here can be somebody else's.
+        for pid in living.pids.drain(..) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
+    fn add(&self, child: &Child) {
+        let mut living = self.0.lock();
+        if living.stopped {
+            let _ = kill_process(Pid::from_child(child), Signal::KILL);
+        } else {
+            living.pids.push(Pid::from_child(child));
+        }
+    }
+
+    fn remove(&self, child: &Child) {
+        let pid = Pid::from_child(child);
+        self.0.lock().pids.retain(|living| *living != pid);
+    }
+}
+
 impl CompileHelper {
     /// Compiles a module in a child and waits for it.
-    pub(super) fn compile(&self, module: &[u8], bounds: Bounds) -> Result<Vec<u8>, ModuleError> {
+    pub(super) fn compile(
+        &self,
+        module: &[u8],
+        bounds: Bounds,
+        children: &Children,
+    ) -> Result<Vec<u8>, ModuleError> {
         let unavailable = |what: &str, error: std::io::Error| {
             ModuleError::Unavailable(format!(
                 "{what} the process that compiles ({}): {error}",
@@ -61,10 +103,15 @@ impl CompileHelper {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| unavailable("cannot start", error))?;
+        children.add(&child);
         // It reads everything before it writes anything. When it dies early, its exit status says more than this.
         let _ = child.stdin.take().map(|mut stdin| stdin.write_all(module));
-        let output = child.wait_with_output().map_err(|error| unavailable("cannot wait for", error))?;
-        match (output.status.code(), output.stdout.split_first()) {
+        let mut answer = Vec::new();
+        let read = child.stdout.take().map_or(Ok(0), |mut stdout| stdout.read_to_end(&mut answer));
+        children.remove(&child);
+        let status = child.wait().map_err(|error| unavailable("cannot wait for", error))?;
+        read.map_err(|error| unavailable("cannot hear", error))?;
+        match (status.code(), answer.split_first()) {
             (Some(0), Some((&CODE, code))) => Ok(code.to_vec()),
             (Some(1), Some((&REFUSAL, message))) => Err(ModuleError::Invalid(format!(
                 "invalid WebAssembly: {}",

@@ -14,13 +14,15 @@ use crate::wasm::ticker::{TICK, ticks_for};
 
 use super::Host;
 use super::failure::describe;
-use super::state::{State, rearm};
+use super::state::{State, look, rearm};
 use super::work::{Phase, Slot, Work};
 
 /// How a fiber ended, and what it had in its hands.
 struct End {
     failure: GuestFailure,
     work: Option<Box<Work>>,
+    /// It did nothing wrong: its lane ends.
+    was_given_up: bool,
 }
 
 type Fiber = Pin<Box<dyn Future<Output = End>>>;
@@ -44,6 +46,7 @@ impl TransformGuest {
         let slot = Arc::clone(&state.slot);
         let mut store = Store::new(&host.engine, state);
         store.limiter(|state| &mut state.limits);
+        store.epoch_deadline_callback(look);
         rearm(&mut store);
         let mut guest =
             Self { fiber: Some(Box::pin(run_to_its_end(store, pre))), slot, work: Box::default(), host };
@@ -72,7 +75,7 @@ impl TransformGuest {
     fn ended(&mut self, end: End) -> Run {
         self.work = end.work.unwrap_or_default();
         self.work.fail();
-        Run::Failed(end.failure)
+        if end.was_given_up { Run::Suspended } else { Run::Failed(end.failure) }
     }
 }
 
@@ -146,7 +149,7 @@ async fn run_to_its_end(mut store: Store<State>, pre: InstancePre<State>) -> End
     let state = store.data_mut();
     state.lines.flush();
     let failure = describe(result.as_ref().err(), state);
-    End { failure, work: state.work.take() }
+    End { failure, was_given_up: state.was_given_up, work: state.work.take() }
 }
 
 async fn instantiate_and_run(store: &mut Store<State>, pre: &InstancePre<State>) -> wasmtime::Result<()> {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use wasmtime::{AsContextMut, Caller, Linker};
+use wasmtime::{Caller, Linker};
 
 use crate::core::record::{put_varint, take_varint};
 use crate::ports::{
@@ -181,8 +181,6 @@ fn ask<T>(
     let waited = now.saturating_sub(before);
     state.schemas.waited_ticks += waited;
     state.deadline = state.deadline.saturating_add(waited);
-    let left = state.deadline.saturating_sub(now);
-    caller.as_context_mut().set_epoch_deadline(left);
     result.map_err(|error| {
         caller.data_mut().lines.print(LineLevel::Warn, format!("{error}\n").as_bytes());
         FAILED

@@ -3,17 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use wasmtime::{AsContextMut, Memory};
+use wasmtime::{AsContextMut, Memory, StoreContextMut, Trap, UpdateDeadline};
 
 use crate::core::names::TopicName;
 use crate::core::record::TimestampMs;
 use crate::ports::{GuestClass, GuestFailure, GuestLines, GuestSpec, LineLevel, SchemaRegistry};
-use crate::wasm::ticker::{Ticks, ticks_for};
+use crate::wasm::ticker::{TICK, Ticks, ticks_for};
 
 use super::limits::Limits;
 use super::lines::Lines;
 use super::schemas::Schemas;
 use super::work::{Slot, Work};
+
+/// Ticks after which a guest in the middle of a record is looked at: whether it is to stop.
+const LOOK_TICKS: u64 = 20;
+/// Ticks that a guest has for its record once it is told to stop.
+const GRACE_TICKS: u64 = (1_000 / TICK.as_millis()) as u64;
 
 /// Variables that the host sets; a user's may not take their place.
 const RESERVED: &str = "REDPANDA_";
@@ -41,6 +46,10 @@ pub(super) struct State {
     pub(super) clock: Ticks,
     /// The tick at which it is stopped.
     pub(super) deadline: u64,
+    /// The tick at which it was seen that the lane is to end.
+    told_to_stop: Option<u64>,
+    /// Whether it was ended in the middle of a record because the lane ends: nothing that it did wrong.
+    pub(super) was_given_up: bool,
 }
 
 impl State {
@@ -84,6 +93,8 @@ impl State {
             time_limit_ticks: 0,
             clock,
             deadline: 0,
+            told_to_stop: None,
+            was_given_up: false,
         }
     }
 }
@@ -101,7 +112,24 @@ pub(super) fn rearm(mut store: impl AsContextMut<Data = State>) {
     let state = store.data_mut();
     let ticks = state.time_limit_ticks;
     state.deadline = state.clock.now().saturating_add(ticks);
-    store.set_epoch_deadline(ticks);
+    store.set_epoch_deadline(ticks.min(LOOK_TICKS));
+}
+
+/// Looks at a guest that is in the middle of a record: whether its time is up, or its lane ends.
+pub(super) fn look(mut store: StoreContextMut<'_, State>) -> wasmtime::Result<UpdateDeadline> {
+    let state = store.data_mut();
+    let now = state.clock.now();
+    if now >= state.deadline {
+        return Err(Trap::Interrupt.into());
+    }
+    if state.work.as_ref().is_some_and(|work| work.is_told_to_stop()) {
+        let since = *state.told_to_stop.get_or_insert(now);
+        if now - since >= GRACE_TICKS {
+            state.was_given_up = true;
+            return Err(Trap::Interrupt.into());
+        }
+    }
+    Ok(UpdateDeadline::Continue((state.deadline - now).min(LOOK_TICKS)))
 }
 
 /// The environment as `KEY=value`.

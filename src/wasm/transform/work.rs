@@ -83,6 +83,11 @@ impl Work {
             || tick >= self.until_tick
     }
 
+    /// Whether the lane is to end.
+    pub(super) fn is_told_to_stop(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     /// The record that was handed out is done; the guest waits between records.
     pub(super) fn finish_record(&mut self) {
         self.phase = Phase::Opened;
