@@ -21,6 +21,7 @@ use crate::cli::{engine, open};
 use crate::control::modules::{Stores, TopicStore};
 use crate::core::names::{Installation, NodeId, PoolName};
 use crate::core::units::Span;
+use crate::node::bounds::Bounds;
 use crate::node::threads::{self, Stoppable};
 use crate::node::{Node, NodeConfig, NodeParts};
 use crate::ports::ModuleStore;
@@ -49,6 +50,10 @@ pub struct Config {
     pub log_filter: String,
     /// How it is logged.
     pub log_format: LogFormat,
+    /// Tells one life of the node from the next; random where it is not given.
+    pub incarnation: Option<String>,
+    /// Whose deployments it runs, and what they may bind.
+    pub bounds: Bounds,
     /// Where modules may be dropped.
     pub drop_folder: Option<PathBuf>,
     /// How registries are reached.
@@ -179,7 +184,8 @@ fn node_config(config: Config) -> NodeConfig {
         installation: config.installation,
         max_lanes: config.max_lanes,
         http: config.http,
-        incarnation: incarnation(),
+        incarnation: config.incarnation.unwrap_or_else(incarnation),
+        bounds: config.bounds,
         drain: config.drain.duration(),
     }
 }

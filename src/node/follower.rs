@@ -9,7 +9,8 @@ use crossbeam_channel::Sender;
 use crate::control::desired::{Change, DesiredState};
 use crate::control::topics::OwnTopic;
 use crate::core::machine::LOG_SCHEDULE;
-use crate::core::names::PoolName;
+use crate::core::names::Identity;
+use crate::node::NodeConfig;
 use crate::node::threads::{self, SpawnError, Stoppable};
 use crate::ports::{Fold, FoldEvent, Log, LogError};
 use crate::telemetry::metrics::NodeMetrics;
@@ -17,15 +18,16 @@ use crate::telemetry::metrics::NodeMetrics;
 /// The longest wait for a record before the stop flag is looked at.
 const WAIT: Duration = Duration::from_millis(200);
 
-/// Starts the follower. Changes of other pools' deployments are not passed on.
+/// Starts the follower. Changes of deployments that are not this node's to run are not passed on.
 pub fn start(
     log: Arc<dyn Log>,
-    pool: PoolName,
+    config: &NodeConfig,
     metrics: Arc<NodeMetrics>,
     changes: Sender<Change>,
 ) -> Result<Stoppable, SpawnError> {
+    let config = config.clone();
     threads::spawn("coproc-control", move |stop| {
-        let mut follower = Follower { state: DesiredState::default(), pool, metrics, changes };
+        let mut follower = Follower { state: DesiredState::default(), config, metrics, changes };
         let mut failures = 0;
         while !stop.load(Ordering::Relaxed) {
             match log.fold(&OwnTopic::Control.name()) {
@@ -54,7 +56,7 @@ fn wait(error: &LogError, failures: u32, stop: &AtomicBool) -> u32 {
 
 struct Follower {
     state: DesiredState,
-    pool: PoolName,
+    config: NodeConfig,
     metrics: Arc<NodeMetrics>,
     changes: Sender<Change>,
 }
@@ -70,6 +72,11 @@ impl Follower {
         Ok(())
     }
 
+    fn is_ours(&self, identity: &Identity) -> bool {
+        let of_pool = self.state.get(identity).is_some_and(|(at, _)| *at == self.config.pool);
+        of_pool && self.config.bounds.includes(&self.config.installation, identity)
+    }
+
     /// Passes on what follows from an event; `false` when nobody listens any more.
     fn take(&mut self, event: FoldEvent) -> bool {
         for change in self.state.apply(event) {
@@ -79,11 +86,7 @@ impl Follower {
                     tracing::warn!(key, offset, %why, "a record of the control topic was ignored");
                     continue;
                 }
-                Change::Set(identity, _)
-                    if self.state.get(identity).is_none_or(|(at, _)| *at != self.pool) =>
-                {
-                    continue;
-                }
+                Change::Set(identity, _) if !self.is_ours(identity) => continue,
                 _ => {}
             }
             if self.changes.send(change).is_err() {
