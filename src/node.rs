@@ -5,6 +5,7 @@
 //! status; one thread each for guest logs and HTTP. All are born in `threads`. Written against `ports`: which log,
 //! engine and module store are behind it is the caller's choice.
 
+pub mod bounds;
 pub mod chain;
 pub mod dead_letter;
 mod follower;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 use crate::control::observed;
 use crate::control::topics::OwnTopic;
 use crate::core::names::{Identity, Installation, NodeId, PoolName};
+use crate::node::bounds::Bounds;
 use crate::node::http::HttpServer;
 use crate::node::loader::{Loader, LoaderParts};
 use crate::node::reporter::Reporter;
@@ -58,6 +60,8 @@ pub struct NodeConfig {
     pub incarnation: String,
     /// The longest that lanes may take to end.
     pub drain: Duration,
+    /// Whose deployments it runs, and what they may bind.
+    pub bounds: Bounds,
 }
 
 /// The adapters that a node works with.
@@ -134,8 +138,7 @@ impl Node {
         let guest_logs =
             guest_logs::GuestLogs::start(parts.log.clone(), config.node_id, parts.clock.clone())?;
         let reporter = Reporter::start(parts.log.clone(), config.node_id, earlier)?;
-        let whose = (config.pool.clone(), config.installation.clone());
-        let follower = follower::start(parts.log.clone(), whose, metrics.clone(), to_supervisor)?;
+        let follower = follower::start(parts.log.clone(), &config, metrics.clone(), to_supervisor)?;
         let drain = config.drain;
         let context = Context { config, parts, metrics: metrics.clone(), loader, guest_logs };
         let supervisor = Supervisor::new(context, reporter, ready.clone());

@@ -9,6 +9,7 @@ use crate::cli::open::{Place, Target};
 use crate::cli::runtime::{self, Config, DurabilityArg, HttpArg, LogFormat};
 use crate::core::names::NodeId;
 use crate::core::units::Span;
+use crate::node::bounds::Bounds;
 
 /// Run a node on an embedded log, in this terminal
 ///
@@ -63,6 +64,8 @@ impl Command {
             schema_registry: self.schema_registry.clone(),
             log_filter: self.log_filter.clone(),
             log_format: self.log_format,
+            incarnation: None,
+            bounds: Bounds::default(),
             drop_folder: Some(self.drop_folder.clone().unwrap_or_else(|| target.dir.join("coprocessors"))),
             #[cfg(feature = "oci")]
             registry: crate::oci::RawOciConfig::default(),

@@ -11,17 +11,22 @@ use serde::Deserialize;
 use crate::cli::exit::{Exit, coded};
 use crate::cli::open::{Place, Target};
 use crate::cli::runtime::{self, Config, DurabilityArg, HttpArg, LogFormat};
-use crate::core::names::{Installation, NodeId, PoolName};
+use crate::core::names::{Installation, Namespace, NodeId, PoolName};
 use crate::core::units::Span;
+use crate::node::bounds::Bounds;
 
 /// Longest time that lanes may take to end: a node stops within ten seconds.
 const MAX_DRAIN: Span = Span::from_ms(8_000);
+/// Node ids of one block.
+const BLOCK: u32 = 1000;
 
 /// Run a node as a service
 ///
-/// The file is YAML: nodeId, pool, installation, dir, kafka (bootstrapServers, tls, sasl, assignor,
-/// staticMembership, config; the embedded log without it), durability (of the embedded log; fsync, or flush: commits
-/// survive the death of the process but not a power cut), registry, http (an address, or off), maxLanes, drain,
+/// The file is YAML: nodeId, or nodeIdBase for one of several with --index; pool, installation, namespace, topics
+/// (inputs, outputs: prefixes of what may be bound; create: whether missing outputs are made), dir, kafka
+/// (bootstrapServers, tls, sasl, assignor, staticMembership, config; the embedded log without it), durability (of the
+/// embedded log; fsync, or flush: commits survive the death of the process but not a power cut), registry, http (an
+/// address, or off), maxLanes, drain,
 /// schemaRegistry, logFilter, logFormat (text or json), dropFolder. SIGTERM stops the node in good order, a second one at
 /// once.
 #[derive(Debug, Args)]
@@ -32,6 +37,12 @@ pub struct Command {
     /// Id of the node, 0 to 999 for one that is started by hand; required here or in the file
     #[arg(long, env = "COPROC_NODE_ID", hide_env_values = true)]
     node_id: Option<u32>,
+    /// Which of several nodes with one configuration it is: its id is nodeIdBase plus this
+    #[arg(long, value_name = "NUMBER", env = "COPROC_POD_INDEX", hide_env_values = true)]
+    index: Option<u32>,
+    /// Tells this life of the node from the next one: the uid of its pod; a random word unless given
+    #[arg(long, value_name = "WORD", env = "COPROC_INCARNATION", hide_env_values = true)]
+    incarnation: Option<String>,
     /// Address of metrics and probes, or off
     #[arg(long, value_name = "ADDRESS")]
     http: Option<HttpArg>,
@@ -44,8 +55,11 @@ pub struct Command {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 struct RawConfig {
     node_id: Option<u32>,
+    node_id_base: Option<u32>,
     pool: Option<PoolName>,
     installation: Option<Installation>,
+    namespace: Option<Namespace>,
+    topics: RawTopics,
     dir: Option<PathBuf>,
     durability: Option<DurabilityArg>,
     http: Option<HttpArg>,
@@ -79,6 +93,15 @@ impl RawConfig {
     }
 }
 
+/// What the pool gives out, as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct RawTopics {
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+    create: bool,
+}
+
 impl Command {
     /// Runs it until it is told to stop.
     pub fn run(&self, target: &Target) -> anyhow::Result<()> {
@@ -86,12 +109,27 @@ impl Command {
         runtime::run(self.mean(raw, target)?)
     }
 
+    fn id(&self, raw: &RawConfig) -> anyhow::Result<u32> {
+        let usage = |message: &str| coded(Exit::Usage, message);
+        if let Some(id) = self.node_id {
+            return Ok(id);
+        }
+        match (raw.node_id, raw.node_id_base, self.index) {
+            (Some(id), None, _) => Ok(id),
+            (None, Some(base), Some(index)) if index < BLOCK => Ok(base + index),
+            (None, Some(_), Some(_)) => Err(usage("--index is not below 1000: a block has no more node ids")),
+            (None, Some(_), None) => Err(usage("nodeIdBase needs the node's --index")),
+            (Some(_), Some(_), _) => Err(usage("give nodeId or nodeIdBase, not both")),
+            (None, None, _) => {
+                Err(usage("a node needs an id: give --node-id, or nodeId in the configuration"))
+            }
+        }
+    }
+
     /// Flags before the file, the file before defaults.
     fn mean(&self, mut raw: RawConfig, target: &Target) -> anyhow::Result<Config> {
         let usage = |message: &str| coded(Exit::Usage, message);
-        let id = self.node_id.or(raw.node_id);
-        let id =
-            id.ok_or_else(|| usage("a node needs an id: give --node-id, or nodeId in the configuration"))?;
+        let id = self.id(&raw)?;
         let drain = raw.drain.unwrap_or(MAX_DRAIN);
         if drain > MAX_DRAIN || drain.0 == 0 {
             return Err(usage(&format!(
@@ -119,6 +157,13 @@ impl Command {
             log_filter: self.log_filter.clone().or(raw.log_filter).unwrap_or_else(|| "info".into()),
             log_format: raw.log_format.unwrap_or(LogFormat::Json),
             drop_folder: raw.drop_folder,
+            incarnation: self.incarnation.clone(),
+            bounds: Bounds {
+                namespace: raw.namespace,
+                inputs: raw.topics.inputs,
+                outputs: raw.topics.outputs,
+                creates_outputs: raw.topics.create,
+            },
             #[cfg(feature = "oci")]
             registry: raw.registry.unwrap_or_default(),
         })
@@ -181,10 +226,23 @@ mod tests {
     }
 
     #[test]
+    fn nodes_of_one_configuration_have_ids_of_their_own() {
+        let yaml = "{nodeIdBase: 3000, namespace: shop, topics: {outputs: [shop-], create: true}}";
+        let config = mean(&["--index", "2", "--incarnation", "u-1"], yaml).unwrap();
+        assert_eq!((config.node_id, config.incarnation.as_deref()), (NodeId(3002), Some("u-1")));
+        let bounds = &config.bounds;
+        assert_eq!((bounds.outputs.as_slice(), bounds.creates_outputs), (&["shop-".to_owned()][..], true));
+        assert!(mean(&["--index", "1000"], yaml).unwrap_err().contains("not below 1000"));
+    }
+
+    #[test]
     fn what_cannot_be_is_refused() {
         for (yaml, says) in [
             ("{}", "a node needs an id"),
             ("{nodeId: 1, nodeid: 2}", "unknown field `nodeid`"),
+            ("{nodeIdBase: 1000}", "needs the node's --index"),
+            ("{nodeId: 1, nodeIdBase: 1000}", "not both"),
+            ("{nodeId: 1, topics: {input: [a]}}", "unknown field `input`"),
             ("{nodeId: 1, drain: 20s}", "not between"),
             ("{nodeId: 1, maxLanes: 0}", "maxLanes is 0"),
             ("{nodeId: 1, durability: none}", "unknown variant `none`"),

@@ -1,6 +1,14 @@
 //! `coproc operator`: the control plane in Kubernetes.
 
+#[cfg(all(feature = "kafka", feature = "oci"))]
+mod brokers;
+#[cfg(all(feature = "kafka", feature = "oci"))]
+mod images;
+#[cfg(all(feature = "kafka", feature = "oci"))]
+mod secret_files;
+
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
@@ -33,6 +41,12 @@ pub struct Command {
     /// Address of metrics and probes
     #[arg(long, value_name = "ADDRESS")]
     http: Option<SocketAddr>,
+    /// Where secrets of pools are put that clients read from files; best in memory [default: below the temporary directory]
+    #[arg(long, value_name = "DIRECTORY")]
+    secrets_dir: Option<PathBuf>,
+    /// Where modules are kept that were looked at [default: below the temporary directory]
+    #[arg(long, value_name = "DIRECTORY")]
+    cache_dir: Option<PathBuf>,
     /// What is logged: a level, or rules like `info,coproc::operator=debug`
     #[arg(long, value_name = "FILTER", env = "COPROC_LOG", default_value = "info", hide_env_values = true)]
     log_filter: String,
@@ -52,7 +66,7 @@ impl Command {
             default_image: self.image.clone(),
             http: self.http,
         };
-        let world = world()?;
+        let world = world(self)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let ended = runtime.block_on(async {
             let client = crds::client().await?;
@@ -72,7 +86,28 @@ impl Command {
 }
 
 /// The adapters of this build.
-fn world() -> anyhow::Result<World> {
+#[cfg(all(feature = "kafka", feature = "oci"))]
+fn world(command: &Command) -> anyhow::Result<World> {
+    use std::sync::Arc;
+
+    use crate::telemetry::clock::SystemClock;
+
+    let clock = Arc::new(SystemClock::default());
+    let parent = command.secrets_dir.clone().unwrap_or_else(|| std::env::temp_dir().join("coproc-operator"));
+    let files =
+        Arc::new(secret_files::SecretFiles::below(&parent).with_context(|| {
+            format!("cannot keep secrets below {}: give --secrets-dir", parent.display())
+        })?);
+    let cache_dir = command.cache_dir.clone().unwrap_or_else(|| std::env::temp_dir().join("coproc-modules"));
+    Ok(World {
+        logs: Arc::new(brokers::Brokers::new(files.clone())),
+        modules: Arc::new(images::Images::new(files, cache_dir, clock.clone())),
+        clock,
+    })
+}
+
+#[cfg(not(all(feature = "kafka", feature = "oci")))]
+fn world(_: &Command) -> anyhow::Result<World> {
     Err(coded(
         Exit::Usage,
         "this build has no client of Kafka and of registries: build it with both features",

@@ -23,6 +23,7 @@ use crate::control::modules::{Stores, TopicStore};
 use crate::core::names::{Installation, NodeId, PoolName};
 use crate::core::units::Span;
 use crate::log::Durability;
+use crate::node::bounds::Bounds;
 use crate::node::threads::{self, Stoppable};
 use crate::node::{Node, NodeConfig, NodeParts};
 use crate::ports::ModuleStore;
@@ -55,6 +56,10 @@ pub struct Config {
     pub log_filter: String,
     /// How it is logged.
     pub log_format: LogFormat,
+    /// Tells one life of the node from the next; random where it is not given.
+    pub incarnation: Option<String>,
+    /// Whose deployments it runs, and what they may bind.
+    pub bounds: Bounds,
     /// Where modules may be dropped.
     pub drop_folder: Option<PathBuf>,
     /// How registries are reached.
@@ -206,7 +211,8 @@ fn node_config(config: Config) -> NodeConfig {
         installation: config.installation,
         max_lanes: config.max_lanes,
         http: config.http,
-        incarnation: incarnation(),
+        incarnation: config.incarnation.unwrap_or_else(incarnation),
+        bounds: config.bounds,
         drain: config.drain.duration(),
     }
 }

@@ -9,7 +9,8 @@ use crossbeam_channel::Sender;
 use crate::control::desired::{Change, DesiredState};
 use crate::control::topics::OwnTopic;
 use crate::core::machine::LOG_SCHEDULE;
-use crate::core::names::{Installation, PoolName};
+use crate::core::names::{Identity, PoolName};
+use crate::node::NodeConfig;
 use crate::node::threads::{self, SpawnError, Stoppable};
 use crate::ports::{Fold, FoldEvent, Log, LogError};
 use crate::telemetry::metrics::NodeMetrics;
@@ -17,15 +18,16 @@ use crate::telemetry::metrics::NodeMetrics;
 /// The longest wait for a record before the stop flag is looked at.
 const WAIT: Duration = Duration::from_millis(200);
 
-/// Starts the follower. Changes of deployments of other pools or other installations are not passed on.
+/// Starts the follower. Changes of deployments that are not this node's to run are not passed on.
 pub fn start(
     log: Arc<dyn Log>,
-    (pool, installation): (PoolName, Installation),
+    config: &NodeConfig,
     metrics: Arc<NodeMetrics>,
     changes: Sender<Change>,
 ) -> Result<Stoppable, SpawnError> {
+    let config = config.clone();
     threads::spawn("coproc-control", move |stop| {
-        let mut follower = Follower { state: DesiredState::default(), pool, installation, metrics, changes };
+        let mut follower = Follower { state: DesiredState::default(), config, metrics, changes };
         let mut failures = 0;
         while !stop.load(Ordering::Relaxed) {
             match log.fold(&OwnTopic::Control.name()) {
@@ -54,8 +56,7 @@ fn wait(error: &LogError, failures: u32, stop: &AtomicBool) -> u32 {
 
 struct Follower {
     state: DesiredState,
-    pool: PoolName,
-    installation: Installation,
+    config: NodeConfig,
     metrics: Arc<NodeMetrics>,
     changes: Sender<Change>,
 }
@@ -71,6 +72,10 @@ impl Follower {
         Ok(())
     }
 
+    fn is_ours(&self, pool: &PoolName, identity: &Identity) -> bool {
+        *pool == self.config.pool && self.config.bounds.includes(&self.config.installation, identity)
+    }
+
     /// Passes on what follows from an event; `false` when nobody listens any more.
     fn take(&mut self, event: FoldEvent) -> bool {
         for change in self.state.apply(event) {
@@ -81,7 +86,7 @@ impl Follower {
                     continue;
                 }
                 Change::Set(pool, identity, _) | Change::Removed(pool, identity)
-                    if *pool != self.pool || identity.installation != self.installation =>
+                    if !self.is_ours(pool, identity) =>
                 {
                     continue;
                 }

@@ -179,6 +179,9 @@ impl Supervisor {
     /// What keeps a deployment from starting, as seen from all of them: a cycle, a group in use, no free lane.
     fn hindrance(&self, identity: &Identity) -> Option<(&'static str, String)> {
         let wanted = self.entries.get(identity)?.wanted()?;
+        if let Some(problem) = self.context.config.bounds.problem(wanted) {
+            return Some(("TopicNotAllowed", problem));
+        }
         let wants_more = self.entries.get(identity)?.wants_more_lanes();
         let others = || self.entries.iter().filter(|(at, _)| *at != identity);
         if let Some(cycle) = self.cycle_with(identity, wanted) {

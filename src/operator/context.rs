@@ -10,7 +10,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::core::names::{Identity, Installation};
 use crate::operator::backoff::Backoff;
@@ -25,6 +25,9 @@ use crate::ports::Clock;
 
 /// Name under which Events are reported.
 const CONTROLLER: &str = "coproc-operator";
+
+/// Registries that are asked at the same time.
+const REGISTRY_CALLS: usize = 4;
 
 /// What the operator is given from outside.
 #[derive(Clone)]
@@ -98,6 +101,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Waits of objects that failed.
     pub backoff: Backoff<String>,
+    /// Bounds how many registries are asked at the same time: each call holds a thread, and a module in memory.
+    pub registry_calls: Semaphore,
     links: RwLock<HashMap<PoolKey, Arc<Link>>>,
     resolved: Mutex<HashMap<Identity, Vec<Resolved>>>,
     written: Mutex<HashMap<String, Duration>>,
@@ -139,6 +144,7 @@ impl Context {
             stores: parts.stores,
             metrics: parts.metrics,
             backoff: Backoff::default(),
+            registry_calls: Semaphore::new(REGISTRY_CALLS),
             links: RwLock::default(),
             resolved: Mutex::default(),
             written: Mutex::default(),

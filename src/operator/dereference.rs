@@ -115,9 +115,15 @@ pub fn registry(spec: &RuntimePoolSpec, secrets: &Secrets) -> Result<Registry, E
         .verification
         .as_ref()
         .map(|verification| secrets.of("spec.verification.publicKeySecret", &verification.public_key_secret));
+    let authorities = spec.registry.ca_secrets.iter().map(|at| secrets.of("spec.registry.caSecrets", at));
     Ok(Registry {
         auth: auth.collect::<Result<_, _>>()?,
         mirrors: spec.registry.mirrors.clone(),
+        insecure: spec.registry.insecure.clone(),
+        authorities: authorities.collect::<Result<_, _>>()?,
+        private_hosts: spec.registry.private_hosts.clone(),
+        token_hosts: spec.registry.token_hosts.clone(),
+        redirect_hosts: spec.registry.redirect_hosts.clone(),
         public_key: public_key.transpose()?,
     })
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::core::deployment::{
@@ -239,7 +240,7 @@ impl Parser {
 
 /// Settings of the Kafka client that a pool may choose. What is missing here either belongs to the exactly-once
 /// protocol, names files on the node, or runs code.
-pub const CLIENT_SETTINGS: [&str; 18] = [
+pub const CLIENT_SETTINGS: [&str; 17] = [
     "broker.address.family",
     "client.dns.lookup",
     "client.rack",
@@ -252,7 +253,6 @@ pub const CLIENT_SETTINGS: [&str; 18] = [
     "linger.ms",
     "max.partition.fetch.bytes",
     "message.max.bytes",
-    "metadata.max.age.ms",
     "queued.max.messages.kbytes",
     "queued.min.messages",
     "reconnect.backoff.max.ms",
@@ -282,10 +282,32 @@ pub fn pool(spec: &RuntimePoolSpec) -> Vec<Problem> {
         Ok(span) => add("spec.drainTimeout", format!("{span} is not between 1s and 8s")),
         Err(error) => add("spec.drainTimeout", error.to_string()),
     }
+    for (field, text) in spec.resources.iter().flat_map(quantities).filter(|(_, text)| !is_quantity(text)) {
+        add(&format!("spec.resources.{field}"), format!("{text:?} is no quantity like 500m or 256Mi"));
+    }
     if let Err(error) = spec.cache.size.parse::<crate::core::units::ByteSize>() {
         add("spec.cache.size", error.to_string());
     }
     problems
+}
+
+fn quantities(resources: &ResourceRequirements) -> Vec<(String, &str)> {
+    let all = [("limits", &resources.limits), ("requests", &resources.requests)].into_iter();
+    all.flat_map(|(kind, list)| list.iter().flatten().map(move |(name, at)| (kind, name, at)))
+        .map(|(kind, name, at)| (format!("{kind}.{name}"), at.0.as_str()))
+        .collect()
+}
+
+/// Whether the API server reads it: it answers with an error of its own, not of the user's, where it does not.
+fn is_quantity(text: &str) -> bool {
+    const SUFFIXES: [&str; 15] =
+        ["", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi"];
+    let text = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    let is_number = number.bytes().any(|byte| byte.is_ascii_digit()) && number.matches('.').count() <= 1;
+    let is_exponent = suffix.strip_prefix(['e', 'E']).is_some_and(|power| power.parse::<i8>().is_ok());
+    is_number && (SUFFIXES.contains(&suffix) || suffix == "Ei" || is_exponent)
 }
 
 #[cfg(test)]

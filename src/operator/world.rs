@@ -61,17 +61,30 @@ pub struct Connection {
 
 /// Opens the log of a pool.
 pub trait Logs: Send + Sync {
+    /// Whether a connection makes sense, without trying it; the message says what does not.
+    fn check(&self, connection: &Connection) -> Result<(), String>;
+
     /// Blocks until the cluster answers, within a time-out of the implementation.
     fn open(&self, connection: &Connection) -> Result<Arc<dyn Log>, LogError>;
 }
 
 /// What is needed to ask a registry.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Registry {
     /// Texts of `.dockerconfigjson`.
     pub auth: Vec<Hidden>,
     /// Mirrors.
     pub mirrors: Vec<MirrorSpec>,
+    /// Registries without TLS.
+    pub insecure: Vec<String>,
+    /// Authorities that are trusted besides the system's, PEM.
+    pub authorities: Vec<String>,
+    /// Hosts that may be at private addresses.
+    pub private_hosts: Vec<String>,
+    /// Other hosts that may hand out tokens.
+    pub token_hosts: Vec<String>,
+    /// Hosts that downloads may be redirected to.
+    pub redirect_hosts: Vec<String>,
     /// The public key that modules must be signed with, PEM.
     pub public_key: Option<String>,
 }
@@ -80,7 +93,7 @@ pub struct Registry {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ResolveError {
-    /// A stable CamelCase word: `ImageNotFound`, `RegistryUnavailable`, `SignatureInvalid`, `NotAModule`.
+    /// A stable CamelCase word: `ImageNotFound`, `RegistryUnavailable`, `SignatureInvalid`, `NotAModule`, ….
     pub reason: &'static str,
     /// What happened and what to do.
     pub message: String,
@@ -90,6 +103,9 @@ pub struct ResolveError {
 
 /// Turns images into digests.
 pub trait Modules: Send + Sync {
+    /// Whether a pool's words about registries make sense, without asking any; the message says what does not.
+    fn check(&self, registry: &Registry) -> Result<(), String>;
+
     /// Asks the registry, and checks the signature where one is demanded. Blocks, within a time-out.
     fn resolve(&self, image: &str, registry: &Registry) -> Result<Resolved, ResolveError>;
 }

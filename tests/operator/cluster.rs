@@ -116,6 +116,13 @@ pub async fn until<T>(what: &str, limit: Duration, mut look: impl AsyncFnMut() -
 pub struct Images;
 
 impl Modules for Images {
+    fn check(&self, registry: &Registry) -> Result<(), String> {
+        match registry.insecure.iter().any(|host| host.contains("nonsense")) {
+            true => Err("insecure: that is no host".into()),
+            false => Ok(()),
+        }
+    }
+
     fn resolve(&self, image: &str, _: &Registry) -> Result<Resolved, ResolveError> {
         let error = |reason, disposition| {
             let message = format!("image {image} cannot be had: push it, or name another");
@@ -335,6 +342,7 @@ pub struct Request {
     pub verb: String,
     pub group: String,
     pub resource: String,
+    pub created: bool,
 }
 
 /// Requests in a namespace since a line of the audit log, by whoever acts as `user`.
@@ -357,6 +365,7 @@ pub fn requests(from_line: usize, namespace: &str, user: Option<&str>) -> Vec<Re
             let text = |field: &str| at[field].as_str().unwrap_or_default().to_owned();
             let sub = text("subresource");
             Request {
+                created: event["responseStatus"]["code"] == 201,
                 verb: event["verb"].as_str().unwrap_or_default().to_owned(),
                 group: text("apiGroup"),
                 resource: if sub.is_empty() {

@@ -15,6 +15,7 @@ use coproc::core::names::{Identity, Installation, NodeId, PoolName, TopicName};
 use coproc::core::record::Record;
 use coproc::core::status::{DeploymentStatus, State};
 use coproc::log::{EmbeddedLog, Options};
+use coproc::node::bounds::Bounds;
 use coproc::node::{Node, NodeConfig, NodeParts};
 use coproc::ports::{Engine, Fetched, Log, Produce, ReadFrom, TopicConfig};
 use coproc::telemetry::clock::SystemClock;
@@ -126,6 +127,7 @@ pub fn start_node_with(log: &Arc<EmbeddedLog>, engine: Arc<dyn Engine>, max_lane
         http: None,
         incarnation: "test".into(),
         drain: Duration::from_secs(8),
+        bounds: Bounds::default(),
     };
     let parts = NodeParts {
         log: log.clone(),

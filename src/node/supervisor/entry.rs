@@ -363,10 +363,11 @@ impl Entry {
         chain: &Arc<ChainPlan>,
         now_ms: TimestampMs,
     ) {
-        let topics = match topics::ready(context.parts.log.as_ref(), wanted) {
-            Ok(topics) => topics,
-            Err(not_ready) => return self.topics_not_ready(not_ready, now_ms),
-        };
+        let topics =
+            match topics::ready(context.parts.log.as_ref(), wanted, context.config.bounds.creates_outputs) {
+                Ok(topics) => topics,
+                Err(not_ready) => return self.topics_not_ready(not_ready, now_ms),
+            };
         let plan = LanePlan::new(self.identity.clone(), wanted.clone(), chain.clone(), &topics);
         let Some(plan) = plan else { return };
         let difference = self.running.as_ref().map(|running| difference(&running.plan.deployment, wanted));

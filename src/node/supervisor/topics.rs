@@ -20,8 +20,13 @@ pub enum NotReady {
     Log(LogError),
 }
 
-/// The configurations of the topics that a deployment writes, once all that it binds are there.
-pub fn ready(log: &dyn Log, deployment: &Deployment) -> Result<BTreeMap<TopicName, TopicConfig>, NotReady> {
+/// The configurations of the topics that a deployment writes, once all that it binds are there. Those that it
+/// writes are made, if wanted, like the first that it reads.
+pub fn ready(
+    log: &dyn Log,
+    deployment: &Deployment,
+    creates_outputs: bool,
+) -> Result<BTreeMap<TopicName, TopicConfig>, NotReady> {
     let mut missing = Vec::new();
     let mut sources = BTreeMap::new();
     for input in deployment.inputs() {
@@ -34,6 +39,9 @@ pub fn ready(log: &dyn Log, deployment: &Deployment) -> Result<BTreeMap<TopicNam
         return Err(NotReady::Missing(missing));
     }
     make_materialized(log, deployment, &sources)?;
+    if creates_outputs && let Some(like) = deployment.inputs().first().and_then(|first| sources.get(first)) {
+        make_outputs(log, deployment, like)?;
+    }
     let mut outputs = BTreeMap::new();
     for output in deployment.all_outputs() {
         match log.topics().describe(&output).map_err(NotReady::Log)? {
@@ -69,6 +77,21 @@ fn check_dead_letters(
             "dead-letter topic {topic} takes records of at most {} bytes: make that at least {MIN_DEAD_LETTER_BYTES}",
             config.max_record_bytes
         )));
+    }
+    Ok(())
+}
+
+fn make_outputs(log: &dyn Log, deployment: &Deployment, like: &TopicConfig) -> Result<(), NotReady> {
+    let config = TopicConfig { cleanup: Cleanup::Delete, materialized: false, ..like.clone() };
+    for output in deployment.all_outputs() {
+        if log.topics().describe(&output).map_err(NotReady::Log)?.is_some() {
+            continue;
+        }
+        match log.topics().create(&output, &config) {
+            Ok(()) => tracing::info!(topic = %output, "an output topic was made"),
+            Err(LogError::TopicExists(_)) => {}
+            Err(error) => return Err(NotReady::Log(error)),
+        }
     }
     Ok(())
 }

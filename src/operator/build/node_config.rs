@@ -5,7 +5,9 @@
 use serde::Serialize;
 
 use super::{HTTP_PORT, ValidPool};
-use crate::operator::crd::pool::{KafkaSpec, MirrorSpec, RegistrySpec, TopicsSpec};
+use crate::core::units::ByteSize;
+use crate::operator::crd::RuntimePoolSpec;
+use crate::operator::crd::pool::{KafkaSpec, MirrorSpec, SecretKey, TopicsSpec};
 
 /// Where Secrets are mounted.
 pub const SECRETS: &str = "/etc/coproc/secrets";
@@ -27,10 +29,7 @@ struct NodeYaml<'a> {
     kafka: KafkaYaml<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     topics: Option<&'a TopicsSpec>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    registry: Option<RegistryYaml<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    verification: Option<VerificationYaml>,
+    registry: RegistryYaml<'a>,
 }
 
 #[derive(Serialize)]
@@ -68,16 +67,30 @@ struct SaslYaml {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct RegistryYaml<'a> {
+    cache_dir: String,
+    cache_max_bytes: ByteSize,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    insecure: &'a [String],
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    auth_files: Vec<String>,
+    ca_files: Vec<String>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     mirrors: &'a [MirrorSpec],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    token_hosts: &'a [String],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    redirect_hosts: &'a [String],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    private_hosts: &'a [String],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pull_secret_files: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verification: Option<VerificationYaml>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct VerificationYaml {
-    public_key_file: String,
+    public_key_files: [String; 1],
 }
 
 /// The file of one key of a mounted Secret.
@@ -88,10 +101,6 @@ pub fn secret_file(name: &str, key: &str) -> String {
 /// The text of `node.yaml`.
 pub fn yaml(pool: &ValidPool) -> String {
     let spec = &pool.spec;
-    let verification = spec.verification.as_ref().map(|verification| {
-        let key = &verification.public_key_secret;
-        VerificationYaml { public_key_file: secret_file(&key.name, &key.key) }
-    });
     let node = NodeYaml {
         installation: pool.installation.as_str(),
         namespace: pool.namespace.as_str(),
@@ -103,8 +112,7 @@ pub fn yaml(pool: &ValidPool) -> String {
         max_lanes: spec.max_lanes,
         kafka: kafka(&spec.kafka),
         topics: Some(&spec.topics).filter(|topics| **topics != TopicsSpec::default()),
-        registry: registry(&spec.registry),
-        verification,
+        registry: registry(spec),
     };
     serde_yaml::to_string(&node).unwrap_or_default()
 }
@@ -126,9 +134,31 @@ fn kafka(spec: &KafkaSpec) -> KafkaYaml<'_> {
     KafkaYaml { bootstrap_servers: &spec.bootstrap_servers, tls, sasl, config: &spec.config }
 }
 
-fn registry(spec: &RegistrySpec) -> Option<RegistryYaml<'_>> {
-    let auth_files: Vec<String> =
-        spec.pull_secrets.iter().map(|name| secret_file(name, ".dockerconfigjson")).collect();
-    let is_default = auth_files.is_empty() && spec.mirrors.is_empty();
-    (!is_default).then_some(RegistryYaml { auth_files, mirrors: &spec.mirrors })
+fn registry(spec: &RuntimePoolSpec) -> RegistryYaml<'_> {
+    let of = &spec.registry;
+    let at = |key: &SecretKey| secret_file(&key.name, &key.key);
+    let verification = spec.verification.as_ref();
+    RegistryYaml {
+        cache_dir: format!("{CACHE}/modules"),
+        cache_max_bytes: modules_size(&spec.cache.size),
+        insecure: &of.insecure,
+        ca_files: of.ca_secrets.iter().map(at).collect(),
+        mirrors: &of.mirrors,
+        token_hosts: &of.token_hosts,
+        redirect_hosts: &of.redirect_hosts,
+        private_hosts: &of.private_hosts,
+        pull_secret_files: of
+            .pull_secrets
+            .iter()
+            .map(|name| secret_file(name, ".dockerconfigjson"))
+            .collect(),
+        verification: verification
+            .map(|verification| VerificationYaml { public_key_files: [at(&verification.public_key_secret)] }),
+    }
+}
+
+/// Modules get half of the volume: the other half is for what they are compiled to.
+fn modules_size(volume: &str) -> ByteSize {
+    let volume = volume.parse::<ByteSize>().map_or(1 << 30, |size| size.0);
+    ByteSize(volume / 2)
 }

@@ -195,8 +195,9 @@ pub fn secret_names(spec: &RuntimePoolSpec) -> BTreeSet<String> {
         .flat_map(|sasl| [sasl.username_secret.name.clone(), sasl.password_secret.name.clone()]);
     let of_verification =
         spec.verification.iter().map(|verification| verification.public_key_secret.name.clone());
+    let of_registries = spec.registry.ca_secrets.iter().map(|at| at.name.clone());
     let listed = spec.registry.pull_secrets.iter().chain(&spec.secrets).cloned();
-    of_tls.chain(of_sasl).chain(of_verification).chain(listed).collect()
+    of_tls.chain(of_sasl).chain(of_verification).chain(of_registries).chain(listed).collect()
 }
 
 fn volume_name(i: usize) -> String {
@@ -244,7 +245,8 @@ fn mounts(spec: &RuntimePoolSpec) -> Vec<VolumeMount> {
     let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
         name: name.into(),
         mount_path: path.into(),
-        read_only: Some(read_only),
+        // The API server drops `false`, and what is dropped would be applied again and again.
+        read_only: read_only.then_some(true),
         ..VolumeMount::default()
     };
     let fixed = [

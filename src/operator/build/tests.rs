@@ -38,7 +38,9 @@ fn full() -> ValidPool {
             "tls": {"caSecret": {"name": "ca", "key": "ca.crt"}, "clientCertificateSecret": "client"},
             "sasl": {"mechanism": "SCRAM-SHA-512", "usernameSecret": {"name": "user", "key": "name"},
                 "passwordSecret": {"name": "user", "key": "password"}}},
-        "registry": {"pullSecrets": ["pull"], "mirrors": [{"host": "a.example", "mirror": "b.example"}]},
+        "registry": {"pullSecrets": ["pull"], "mirrors": [{"registry": "a.example", "mirrors": ["b.example/a"]}],
+            "insecure": ["plain.example:5000"], "caSecrets": [{"name": "registry-ca", "key": "ca.crt"}],
+            "privateHosts": ["plain.example"], "tokenHosts": ["auth.example"], "redirectHosts": ["blobs.example"]},
         "verification": {"publicKeySecret": {"name": "cosign", "key": "cosign.pub"}},
         "topics": {"inputs": ["shop-"], "create": true}, "maxLanes": 64, "secrets": ["extra"],
         "cache": {"storageClassName": "fast", "size": "2Gi"},
@@ -96,7 +98,7 @@ fn no_secret_is_copied_anywhere_it_is_only_named() {
     assert!(config.contains("/etc/coproc/secrets/user/password"), "{config}");
     let volumes = objects.stateful_set.spec.unwrap().template.spec.unwrap().volumes.unwrap();
     let secrets: Vec<_> = volumes.into_iter().filter_map(|volume| volume.secret?.secret_name).collect();
-    assert_eq!(secrets, ["ca", "client", "cosign", "extra", "pull", "user"]);
+    assert_eq!(secrets, ["ca", "client", "cosign", "extra", "pull", "registry-ca", "user"]);
 }
 
 #[test]

@@ -204,6 +204,8 @@ async fn resolve<K: DeploymentKind>(
         }
         let (asked, image) = (context.world.modules.clone(), image.clone());
         let with = registry.clone().unwrap_or_default();
+        // Never closed: there is always a permit to wait for.
+        let _permit = context.registry_calls.acquire().await;
         match tokio::task::spawn_blocking(move || asked.resolve(&image, &with)).await? {
             Ok(found) => modules.push(found),
             Err(error) => {

@@ -26,6 +26,7 @@ use crate::operator::crd::{RuntimePool, RuntimePoolStatus};
 use crate::operator::dereference::{self, SECRET_NOT_FOUND};
 use crate::operator::link::{Health, Link};
 use crate::operator::validate;
+use crate::operator::world::{Connection, Registry};
 use crate::ports::Produce;
 
 /// Secrets may change without a word: they are read again this often.
@@ -91,12 +92,18 @@ async fn advance(pool: &RuntimePool, key: &PoolKey, context: &Context) -> Result
         return Ok(Progress::Invalid(problems));
     }
     let secrets = dereference::secrets(&context.client, key.namespace.as_str(), &pool.spec).await;
-    let connection = secrets.and_then(|secrets| {
-        dereference::registry(&pool.spec, &secrets)?;
-        dereference::connection(&pool.spec, &secrets)
+    let reached = secrets.and_then(|secrets| {
+        let registry = dereference::registry(&pool.spec, &secrets)?;
+        Ok((dereference::connection(&pool.spec, &secrets)?, registry))
     });
-    let link = match connection {
-        Ok(connection) => context.ensure_link(key, connection)?,
+    let link = match reached {
+        Ok((connection, registry)) => {
+            let problems = clients(context, &connection, &registry);
+            if !problems.is_empty() {
+                return Ok(Progress::Invalid(problems));
+            }
+            context.ensure_link(key, connection)?
+        }
         Err(error @ dereference::Error::Missing { .. }) => {
             // What runs goes on; a Secret that comes back is found by looking again.
             let verdict = Verdict::stalled(SECRET_NOT_FOUND, error.to_string());
@@ -114,6 +121,11 @@ async fn advance(pool: &RuntimePool, key: &PoolKey, context: &Context) -> Result
             let verdict = Verdict::stalled("ObjectRefused", brief(&source));
             Ok(Progress::Waiting { verdict, again: LOOK_AGAIN })
         }
+        Err(crate::operator::apply::Error::Api { source, .. }) if is_servers(&source) => {
+            let message = format!("the API server did not take an object: {}", brief(&source));
+            let verdict = Verdict::progressing("ObjectNotApplied", message);
+            Ok(Progress::Waiting { verdict, again: LOOK_AGAIN })
+        }
         Err(error @ crate::operator::apply::Error::NotOurs { .. }) => {
             let verdict = Verdict::stalled("ObjectNotOurs", error.to_string());
             Ok(Progress::Waiting { verdict, again: LOOK_AGAIN })
@@ -122,9 +134,23 @@ async fn advance(pool: &RuntimePool, key: &PoolKey, context: &Context) -> Result
     }
 }
 
+/// What the clients themselves say against a pool: a node would end with it at its start.
+fn clients(context: &Context, connection: &Connection, registry: &Registry) -> Vec<Problem> {
+    let problem = |field: &str, message| Problem { reason: "InvalidSpec", field: field.to_owned(), message };
+    let (logs, modules) = (&context.world.logs, &context.world.modules);
+    let of_kafka = logs.check(connection).err().map(|message| problem("spec.kafka", message));
+    let of_registry = modules.check(registry).err().map(|message| problem("spec.registry", message));
+    of_kafka.into_iter().chain(of_registry).collect()
+}
+
 /// What the API server will not take, however often it is asked.
 fn is_users(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if [400, 403, 422].contains(&status.code))
+}
+
+/// What the API server answers when it, or something that it asks, has a fault.
+fn is_servers(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 500)
 }
 
 /// The pool's block of node ids, claimed where it has none.

@@ -38,6 +38,20 @@ fn prefixes(_: &mut SchemaGenerator) -> Schema {
         "items": {"type": "string", "maxLength": 249, "pattern": "^[a-zA-Z0-9._-]*$"}})
 }
 
+fn host(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "minLength": 1, "maxLength": 260, "pattern": r"^[^\s/@]+$"})
+}
+
+fn hosts(generator: &mut SchemaGenerator) -> Schema {
+    let item = host(generator);
+    json_schema!({"type": "array", "maxItems": 16, "x-kubernetes-list-type": "set", "items": item})
+}
+
+fn mirror_places(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "array", "minItems": 1, "maxItems": 8, "x-kubernetes-list-type": "set",
+        "items": {"type": "string", "minLength": 1, "maxLength": 512, "pattern": r"^[^\s@]+$"}})
+}
+
 fn client_config(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object", "maxProperties": 32,
         "additionalProperties": {"type": "string", "maxLength": 256}})
@@ -129,16 +143,16 @@ pub struct KafkaSpec {
     pub config: BTreeMap<String, String>,
 }
 
-/// Another place for the images of a registry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Other places for the images of a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MirrorSpec {
-    /// Host of the registry, as it stands in images.
-    #[schemars(length(min = 1, max = 260))]
-    pub host: String,
-    /// Host that is asked first.
-    #[schemars(length(min = 1, max = 260))]
-    pub mirror: String,
+    /// The registry, as it stands in images.
+    #[schemars(schema_with = "host")]
+    pub registry: String,
+    /// `host[:port][/path]`s that are asked before it, in this order.
+    #[schemars(schema_with = "mirror_places")]
+    pub mirrors: Vec<String>,
 }
 
 /// Where modules are pulled from.
@@ -153,6 +167,26 @@ pub struct RegistrySpec {
     #[schemars(length(max = 16))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mirrors: Vec<MirrorSpec>,
+    /// Registries that are spoken to without TLS: `host` or `host:port`.
+    #[schemars(schema_with = "hosts")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub insecure: Vec<String>,
+    /// Certificates of authorities that are trusted besides the system's, PEM.
+    #[schemars(length(max = 16))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ca_secrets: Vec<SecretKey>,
+    /// Registries that may be at private, link-local or loopback addresses: those inside the cluster.
+    #[schemars(schema_with = "hosts")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub private_hosts: Vec<String>,
+    /// Hosts besides the registry itself that may hand out its tokens, and so see credentials.
+    #[schemars(schema_with = "hosts")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub token_hosts: Vec<String>,
+    /// Hosts that a registry may redirect downloads to. They see no credentials.
+    #[schemars(schema_with = "hosts")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub redirect_hosts: Vec<String>,
 }
 
 /// Signatures of modules: with this set, what is not signed does not run.

@@ -110,3 +110,26 @@ fn pools_keep_to_the_settings_that_are_allowed() {
     assert_eq!(problems.len(), 2);
     assert!(problems[0].message.contains("cannot be set: allowed are"));
 }
+
+#[test]
+fn quantities_are_read_as_the_api_server_reads_them() {
+    for (text, is) in [
+        ("1", true),
+        ("0.5", true),
+        (".5", true),
+        ("500m", true),
+        ("1Gi", true),
+        ("2Ei", true),
+        ("1e3", true),
+        ("-1", true),
+        ("much", false),
+        ("", false),
+        (".", false),
+        ("1.2.3", false),
+        ("1 Gi", false),
+        ("1GiB", false),
+        ("1e", false),
+    ] {
+        assert_eq!(super::is_quantity(text), is, "{text:?}");
+    }
+}
