@@ -123,8 +123,8 @@ fn deployments_that_cannot_be_are_refused() {
     place.write("coproc.yaml", "name: x\ninputTopics: [a]\noutputTopics: [b]\ninputtopics: [c]\n");
     place.coproc(&["deploy", "-f", "coproc.yaml"]).exits(2).complains("unknown field `inputtopics`");
     // Nothing that was there has changed.
-    for name in ["first", "second"] {
-        place.coproc(&["describe", name]).succeeds().says("Generation:   1");
+    for (name, generation) in [("first", 1), ("second", 2)] {
+        place.coproc(&["describe", name]).succeeds().says(&format!("Generation:   {generation}"));
     }
     place.coproc(&["describe", "uppercase"]).exits(3).complains("there is no coprocessor uppercase");
 }
