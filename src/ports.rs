@@ -612,6 +612,9 @@ pub struct RunBudget {
     pub output_bytes: usize,
     /// The longest that this call may take before it is suspended at the next record boundary.
     pub time: Duration,
+    /// Whether others come first: the guest rests in between, about three quarters of the time, which is not counted
+    /// against it.
+    pub gently: bool,
 }
 
 /// How a call of `Guest::run` ended.

@@ -459,7 +459,7 @@ fn lane(
         metrics: NodeMetrics::new("0", "default").unwrap().of("sim"),
         shared: Arc::default(),
         stop: stop.clone(),
-        low_priority: Arc::new(|_| {}),
+        low_priority: Arc::new(|_| false),
         seed: case.seed,
     };
     (Lane::new(Box::new(session), plan, mailbox, parts), stop)

@@ -77,8 +77,9 @@ pub struct LaneParts {
     pub shared: Arc<LaneShared>,
     /// Set when the lane is to end: guests suspend at the next record.
     pub stop: Arc<AtomicBool>,
-    /// Called with `true` when a guest failed and with `false` at the next commit: lowers the thread's priority.
-    pub low_priority: Arc<dyn Fn(bool) + Send + Sync>,
+    /// Called with `true` when a guest failed and with `false` at the next commit: lowers the thread's priority, and
+    /// says whether the system does so. Where it does not, guests of that lane rest in between.
+    pub low_priority: Arc<dyn Fn(bool) -> bool + Send + Sync>,
     /// Seed of the jitter.
     pub seed: u64,
 }
@@ -147,6 +148,8 @@ pub struct Lane {
     last_poll: Duration,
     last_lag: Duration,
     is_low: bool,
+    /// Low, where the system does not do it: guests rest in between.
+    is_gentle: bool,
     jitter: u64,
 }
 
@@ -186,6 +189,7 @@ impl Lane {
             last_poll: now,
             last_lag: Duration::ZERO,
             is_low: false,
+            is_gentle: false,
             jitter: parts.seed | 1,
             parts,
         }
@@ -516,6 +520,7 @@ impl Lane {
         }
         if self.is_low {
             self.is_low = false;
+            self.is_gentle = false;
             (self.parts.low_priority)(false);
         }
         self.update_state();

@@ -93,6 +93,7 @@ impl Lane {
                 .saturating_sub(self.pending.bytes_out as usize)
                 .max(1),
             time: left.unwrap_or(policy.commit_interval.duration()).max(MIN_RUN),
+            gently: self.is_gentle,
         }
     }
 
@@ -242,7 +243,7 @@ impl Lane {
         self.parts.shared.error(self.parts.clock.wall_ms(), reason, failure.to_string());
         if !self.is_low {
             self.is_low = true;
-            (self.parts.low_priority)(true);
+            self.is_gentle = !(self.parts.low_priority)(true);
         }
     }
 
