@@ -28,7 +28,7 @@ pub struct Command {
     #[arg(short, long, value_name = "node.yaml", env = "COPROC_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
     /// Id of the node, 0 to 999 for one that is started by hand; required here or in the file
-    #[arg(long, env = "COPROC_NODE_ID", hide_env_values = true)]
+    #[arg(long, env = "COPROC_NODE_ID", hide_env_values = true, value_parser = clap::value_parser!(u32).range(..1000))]
     node_id: Option<u32>,
     /// Address of metrics and probes, or off
     #[arg(long, value_name = "ADDRESS")]
@@ -135,6 +135,9 @@ mod tests {
         assert_eq!(config.drain, Span::from_ms(1_000));
         let config = mean(&["--http", "0.0.0.0:1"], "{nodeId: 5}").unwrap();
         assert_eq!(config.http, Some(([0, 0, 0, 0], 1).into()));
+        // Ids from 1000 on are the operator's, which writes them into the file.
+        assert_eq!(mean(&[], "{nodeId: 5000}").unwrap().node_id, NodeId(5000));
+        assert!(mean(&["--node-id", "5000"], "{}").unwrap_err().contains("5000 is not in 0..1000"));
         assert_eq!(mean(&[], "{nodeId: 1}").unwrap().http, Some(([127, 0, 0, 1], 9464).into()));
     }
 
