@@ -55,8 +55,11 @@ pub enum LogError {
         /// Why, for instance its size.
         reason: String,
     },
-    /// The committed offset is not in the log any more.
-    #[error("offset {wanted} of {partition} is gone: the log holds {first} to {end}")]
+    /// The offset is not in the log any more, or not yet.
+    #[error(
+        "offset {wanted} of {partition} is {}: the first one there is {first}, the next to be written {end}",
+        if wanted < first { "gone" } else { "not written yet" }
+    )]
     OffsetOutOfRange {
         /// The partition.
         partition: TopicPartition,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::cli::arguments::{key_value, start_offset};
+use crate::cli::arguments::{number, start_offset, variable};
 use crate::cli::deployments::of_cli;
 use crate::cli::exit::{Exit, coded};
 use crate::cli::manifest::{self, Language, Manifest, StepFile};
@@ -47,7 +47,7 @@ pub struct Command {
     #[arg(short, long, value_name = "TOPIC")]
     output_topic: Vec<TopicName>,
     /// Variable of the guests' environment; repeat it for more
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = variable)]
     var: Vec<(String, String)>,
     /// What it is for
     #[arg(long)]
@@ -65,10 +65,10 @@ pub struct Command {
     #[arg(long, value_name = "ACTION")]
     on_exhausted: Option<OnExhaustedArg>,
     /// How often a failing record is tried again
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = number::<u32>)]
     max_retries: Option<u32>,
     /// Number of lanes on each node
-    #[arg(long, value_name = "LANES")]
+    #[arg(long, value_name = "LANES", value_parser = number::<u16>)]
     parallelism: Option<u16>,
     /// The guarantee
     #[arg(long, value_name = "GUARANTEE")]
@@ -157,6 +157,10 @@ impl Command {
 
     /// The manifest, changed by the flags.
     fn manifest(&self) -> anyhow::Result<Manifest> {
+        let mut names = BTreeSet::new();
+        if let Some((twice, _)) = self.var.iter().find(|(name, _)| !names.insert(name)) {
+            return Err(coded(Exit::Usage, format!("--var gives {twice} twice: which value is meant?")));
+        }
         let mut manifest = match &self.file {
             Some(file) => manifest::read(file)?,
             None => self.bare()?,
@@ -320,7 +324,11 @@ pub fn check_topics(log: &dyn Log, deployment: &Deployment) -> anyhow::Result<()
             return Err(LogError::UnknownTopic(topic.clone()).into());
         };
         if info.config.materialized && !deployment.inputs().contains(topic) {
-            let reason = "it is materialized, only its coprocessor writes to it".into();
+            let hint = topic.as_materialized().map(|(source, dest)| {
+                format!(": `--input-topic {source} --output-topic {dest} --materialized` makes this one")
+            });
+            let reason =
+                format!("it is materialized, only its coprocessor writes to it{}", hint.unwrap_or_default());
             return Err(LogError::NotWritable { topic: topic.clone(), reason }.into());
         }
     }

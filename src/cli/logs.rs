@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use crate::cli::arguments::{When, when};
+use crate::cli::arguments::{When, number, when};
 use crate::cli::open::{Target, now_ms};
 use crate::cli::output::{clean, note, stdout};
 use crate::control::topics::OwnTopic;
@@ -28,10 +28,10 @@ pub struct Command {
     #[arg(short, long)]
     follow: bool,
     /// Only the first lines
-    #[arg(long, value_name = "LINES", conflicts_with = "follow")]
+    #[arg(long, value_name = "LINES", value_parser = number::<usize>, conflicts_with = "follow")]
     head: Option<usize>,
     /// Only the last lines
-    #[arg(long, value_name = "LINES", conflicts_with_all = ["head", "follow"])]
+    #[arg(long, value_name = "LINES", value_parser = number::<usize>, conflicts_with_all = ["head", "follow"])]
     tail: Option<usize>,
     /// Only lines from then on: 10m (ago), 2026-01-31, 2026-01-31T12:00:00Z, or milliseconds since 1970
     #[arg(long, value_name = "TIME", value_parser = when, allow_hyphen_values = true)]

@@ -126,9 +126,9 @@ impl Supervisor {
                 self.is_dirty = true;
             }
             Change::Removed(_, identity) => {
-                tracing::info!(deployment = %identity, "a deployment is to go");
                 let now_ms = self.now_ms();
                 if let Some(entry) = self.entries.get_mut(&identity) {
+                    tracing::info!(deployment = %identity, "a deployment is to go");
                     entry.desire(None, now_ms);
                 }
                 self.is_dirty = true;

@@ -266,7 +266,13 @@ impl Lane {
         let (now, jitter) = (self.now(), self.jitter());
         let verdict = self.machine.guest_failed(&at, offset, now, jitter);
         let message = format!("record {at}@{offset}, attempt {attempts}: {failure}");
-        tracing::warn!(deployment = %self.plan.identity, ?verdict, "{message}");
+        let next = match &verdict {
+            Verdict::Retry { .. } => "it is tried again",
+            Verdict::Halt => "its partition stops there",
+            Verdict::Skip => "it is left out",
+            Verdict::DeadLetter => "it goes to the dead letters",
+        };
+        tracing::warn!(deployment = %self.plan.identity, "{message}: {next}");
         self.parts.shared.error(self.parts.clock.wall_ms(), "GuestFailed", message.clone());
         match verdict {
             Verdict::Retry { .. } => {
