@@ -219,7 +219,8 @@ impl DropFolder {
         let before = self.writer().find(&identity).ok().map(|(_, before)| before);
         let is_ours = self.registered.values().any(|known| known.name == manifest.name);
         if let Some(before) = &before {
-            if !is_ours && !(folder == Folder::Active && is_same(before, &deployment)) {
+            let may_change = is_ours || (folder == Folder::Active && is_same(before, &deployment));
+            if !may_change {
                 anyhow::bail!(
                     "{} was deployed from the command line: remove it there first, or choose another name",
                     manifest.name
