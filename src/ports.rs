@@ -27,7 +27,7 @@ pub enum LogError {
     #[error("topic {0} does not exist: {hint}", hint = how_to_make(.0))]
     UnknownTopic(TopicName),
     /// The topic has no such partition.
-    #[error("topic {topic} has {count} partitions, there is no partition {partition}")]
+    #[error("topic {topic} has {count} partition{}, there is no partition {partition}", if *count == 1 { "" } else { "s" })]
     UnknownPartition {
         /// The topic.
         topic: TopicName,

@@ -308,10 +308,16 @@ pub fn deployment(manifest: &Manifest, modules: &[modules::Module]) -> Deploymen
 /// Says what is wrong before anything is stored, with the flags' names where there is just a flag missing.
 pub fn check(deployment: &Deployment) -> anyhow::Result<()> {
     if deployment.inputs().is_empty() {
-        return Err(coded(Exit::Usage, "there is no input topic: name one with --input-topic"));
+        return Err(coded(
+            Exit::Usage,
+            "there is no input topic: name one with --input-topic, or give the project's manifest with -f coproc.yaml",
+        ));
     }
     if deployment.sinks.is_empty() {
-        return Err(coded(Exit::Usage, "there is no output topic: name one with --output-topic"));
+        return Err(coded(
+            Exit::Usage,
+            "there is no output topic: name one with --output-topic, or give the project's manifest with -f coproc.yaml",
+        ));
     }
     let problems = deployment.problems();
     if problems.is_empty() { Ok(()) } else { Err(crate::control::writer::Error::Invalid(problems).into()) }
