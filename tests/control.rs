@@ -25,7 +25,7 @@ use support::{Rig, deployment, identity, identity_of, stamp, start_node, topic};
 fn put(rig: &Rig, name: &str, input: &str, output: &str, description: &str) -> Result<u64, Error> {
     let mut wanted = deployment(&[Digest::from_bytes([7; 32])], input, &[output], "");
     wanted.description = description.to_owned();
-    rig.writer().deploy(&PoolName::default_name(), &identity_of(name), wanted)
+    rig.writer().deploy(&PoolName::default_name(), &identity_of(name), &wanted)
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn a_node_leaves_other_pools_and_installations_alone() {
     let others = DesiredWriter::new(rig.log.as_ref(), "other".parse::<Installation>().unwrap());
     let theirs = "other/_cli/coprocessor/theirs".parse().unwrap();
     let pool = PoolName::default_name();
-    others.deploy(&pool, &theirs, deployment(&[module], "in2", &["out2"], "")).unwrap();
+    others.deploy(&pool, &theirs, &deployment(&[module], "in2", &["out2"], "")).unwrap();
     rig.deploy("ours", &[identity()], "in", &["out"], "").unwrap();
     let node = start_node(&rig.log);
     rig.wait_for_state("ours", State::Running);
@@ -211,7 +211,7 @@ fn modules_are_stored_once_and_swept_when_nobody_names_them() {
     assert_eq!(end(), 3, "they are there");
     let named = modules::upload(log.as_ref(), &stamp('a')).unwrap();
     rig.writer()
-        .deploy(&PoolName::default_name(), &identity_of("a"), deployment(&[named], "in", &["out"], ""))
+        .deploy(&PoolName::default_name(), &identity_of("a"), &deployment(&[named], "in", &["out"], ""))
         .unwrap();
     let now = rig.read(topic.as_str())[0].appended_ms;
     assert_eq!(modules::sweep(log.as_ref(), now).unwrap(), 0, "young");

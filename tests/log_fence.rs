@@ -1,5 +1,6 @@
 //! A slot that is opened anew while a commit of its forerunner is on its way. A process of its own: the point at which
 //! the writer is held is one for all logs of a process.
+#![allow(clippy::disallowed_methods, reason = "threads of a test end with it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what is wrong by failing")]
 
 use std::sync::Arc;

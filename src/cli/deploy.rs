@@ -138,7 +138,7 @@ impl Command {
             upload(log.as_ref(), &module.bytes)?;
         }
         let writer = DesiredWriter::new(log.as_ref(), target.installation.clone());
-        let generation = writer.deploy(&target.pool, &identity, deployment)?;
+        let generation = writer.deploy(&target.pool, &identity, &deployment)?;
         let is_paused = writer.find(&identity).is_ok_and(|(_, deployed)| deployed.paused);
         let name = &identity.name;
         say(&format!("{name} deployed, generation {generation}"))?;

@@ -219,7 +219,8 @@ impl DropFolder {
         let before = self.writer().find(&identity).ok().map(|(_, before)| before);
         let is_ours = self.registered.values().any(|known| known.name == manifest.name);
         if let Some(before) = &before {
-            if !is_ours && !(folder == Folder::Active && is_same(before, &deployment)) {
+            let is_known = folder == Folder::Active && is_same(before, &deployment);
+            if !is_ours && !is_known {
                 anyhow::bail!(
                     "{} was deployed from the command line: remove it there first, or choose another name",
                     manifest.name
@@ -229,7 +230,7 @@ impl DropFolder {
             deployment.paused = before.paused;
         }
         upload(self.log.as_ref(), &module.bytes)?;
-        let generation = self.writer().deploy(&self.pool, &identity, deployment)?;
+        let generation = self.writer().deploy(&self.pool, &identity, &deployment)?;
         self.replace(folder, stem, &manifest.name);
         tracing::info!(module = stem, deployment = %identity, generation, "a dropped module was registered");
         let fingerprint = files.fingerprint();

@@ -178,10 +178,9 @@ impl Row {
 
     fn state(&self) -> String {
         match self.node {
-            Life::Up => state(&self.status, true),
+            Life::Up | Life::Unreported => state(&self.status, true),
             Life::Unresponsive => state(&self.status, false),
             Life::Down => "not running".into(),
-            Life::Unreported => state(&self.status, true),
         }
     }
 }

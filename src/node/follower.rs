@@ -106,7 +106,9 @@ impl Follower {
 
     fn pass_on(&mut self, change: Change) -> bool {
         match change {
-            Change::Set(_, ref identity, _) | Change::Removed(_, ref identity) if !self.state.is_caught_up() => {
+            Change::Set(_, ref identity, _) | Change::Removed(_, ref identity)
+                if !self.state.is_caught_up() =>
+            {
                 self.history.insert(identity.clone(), change);
                 true
             }

@@ -176,7 +176,7 @@ impl Rig {
             modules.iter().map(|module| modules::upload(self.log.as_ref(), module).unwrap()).collect();
         let deployment = deployment(&digests, input, outputs, more);
         let writer = DesiredWriter::new(self.log.as_ref(), Installation::default_name());
-        writer.deploy(&PoolName::default_name(), &identity_of(name), deployment)
+        writer.deploy(&PoolName::default_name(), &identity_of(name), &deployment)
     }
 
     pub fn writer(&self) -> DesiredWriter<'_> {

@@ -200,18 +200,15 @@ impl Entry {
         match &desired {
             Some(Desired::Deployment(deployment)) => {
                 let problems = deployment.problems();
-                match problems.first() {
+                if let Some(first) = problems.first() {
                     // What runs goes on as it is, and what was to be done about it is still to be done.
-                    Some(first) => {
-                        let settled = self.settled;
-                        let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                        self.refuse(first.reason, all.join("; "), now_ms);
-                        self.settled = settled;
-                    }
-                    None => {
-                        self.wanted = Some(Arc::new((**deployment).clone()));
-                        self.begin_anew();
-                    }
+                    let settled = self.settled;
+                    let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                    self.refuse(first.reason, all.join("; "), now_ms);
+                    self.settled = settled;
+                } else {
+                    self.wanted = Some(Arc::new((**deployment).clone()));
+                    self.begin_anew();
                 }
             }
             Some(Desired::Unsupported { schema, .. }) => {
