@@ -64,7 +64,7 @@ impl Command {
     /// Runs it.
     pub fn run(&self, target: &Target) -> anyhow::Result<()> {
         let mut findings = Findings::default();
-        let exists = target.dir.is_dir();
+        let exists = crate::log::is_there(&target.dir);
         look_at_directory(&target.dir, exists, &mut findings);
         if exists {
             match target.log() {
@@ -97,7 +97,8 @@ impl Command {
 fn look_at_directory(dir: &Path, exists: bool, findings: &mut Findings) {
     let shown = dir.display();
     if !exists {
-        let message = format!("{shown} is not there yet: `coproc dev` makes it; --dir names another");
+        let message =
+            format!("there is no log in {shown} yet: `coproc dev` makes one; --dir names another directory");
         findings.add("directory", Verdict::Warn, message);
         return;
     }
