@@ -87,7 +87,10 @@ enum Command {
     Pause(pause::Command),
     /// Go on after a pause
     Resume(pause::Command),
-    /// Remove deployments; topics and records stay
+    /// Remove deployments and their offsets; topics and records stay
+    ///
+    /// Once the nodes have stopped a deployment, its committed offsets go too: one of the same name begins anew, where
+    /// its --from-offset says. With --keep-offsets it goes on where this one stopped.
     #[command(visible_alias = "rm")]
     Remove(remove::Command),
     #[command(subcommand)]

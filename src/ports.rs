@@ -24,10 +24,10 @@ use crate::core::record::{Batch, Offset, Outputs, Record, TimestampMs};
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LogError {
     /// There is no such topic.
-    #[error("topic {0} does not exist: create it with `coproc topic create {0}`")]
+    #[error("topic {0} does not exist: {hint}", hint = how_to_make(.0))]
     UnknownTopic(TopicName),
     /// The topic has no such partition.
-    #[error("topic {topic} has {count} partitions, there is no partition {partition}")]
+    #[error("topic {topic} has {count} partition{}, there is no partition {partition}", if *count == 1 { "" } else { "s" })]
     UnknownPartition {
         /// The topic.
         topic: TopicName,
@@ -94,6 +94,15 @@ pub enum LogError {
     /// It is not known whether the commit happened. The session is tainted: only `rewind` helps.
     #[error("it is not known whether the commit went through: {0}")]
     Uncertain(String),
+}
+
+fn how_to_make(topic: &TopicName) -> String {
+    match topic.as_materialized() {
+        None => format!("create it with `coproc topic create {topic}`"),
+        Some((source, dest)) => format!(
+            "it is made when a coprocessor that reads {source} is deployed with `--output-topic {dest} --materialized`"
+        ),
+    }
 }
 
 impl LogError {

@@ -306,22 +306,30 @@ pub fn deployment(manifest: &Manifest, modules: &[modules::Module]) -> Deploymen
 /// Says what is wrong before anything is stored, with the flags' names where there is just a flag missing.
 pub fn check(deployment: &Deployment) -> anyhow::Result<()> {
     if deployment.inputs().is_empty() {
-        return Err(coded(Exit::Usage, "there is no input topic: name one with --input-topic"));
+        return Err(coded(
+            Exit::Usage,
+            "there is no input topic: name one with --input-topic, or give the project's manifest with -f coproc.yaml",
+        ));
     }
     if deployment.sinks.is_empty() {
-        return Err(coded(Exit::Usage, "there is no output topic: name one with --output-topic"));
+        return Err(coded(
+            Exit::Usage,
+            "there is no output topic: name one with --output-topic, or give the project's manifest with -f coproc.yaml",
+        ));
     }
     let problems = deployment.problems();
     if problems.is_empty() { Ok(()) } else { Err(crate::control::writer::Error::Invalid(problems).into()) }
 }
 
-/// Whether the topics are there.
+/// Whether the topics are there: all that are not, at once.
 pub fn check_topics(log: &dyn Log, deployment: &Deployment) -> anyhow::Result<()> {
     let plain = deployment.kafka_sinks().filter(|sink| sink.naming == Naming::Plain);
     let outputs = plain.map(|sink| &sink.topic).chain(&deployment.policies.error_policy.dead_letter_topic);
+    let mut missing = BTreeSet::new();
     for topic in deployment.inputs().iter().chain(outputs) {
         let Some(info) = log.topics().describe(topic)? else {
-            return Err(LogError::UnknownTopic(topic.clone()).into());
+            missing.insert(topic);
+            continue;
         };
         if info.config.materialized && !deployment.inputs().contains(topic) {
             let hint = topic.as_materialized().map(|(source, dest)| {
@@ -332,5 +340,25 @@ pub fn check_topics(log: &dyn Log, deployment: &Deployment) -> anyhow::Result<()
             return Err(LogError::NotWritable { topic: topic.clone(), reason }.into());
         }
     }
-    Ok(())
+    refuse_missing(&missing)
+}
+
+fn refuse_missing(missing: &BTreeSet<&TopicName>) -> anyhow::Result<()> {
+    let names: Vec<&str> = missing.iter().map(|topic| topic.as_str()).collect();
+    match missing.first() {
+        None => Ok(()),
+        // A materialized one cannot be created: that is said of it alone.
+        Some(_) if missing.len() > 1 && missing.iter().all(|topic| topic.as_materialized().is_none()) => {
+            let message = format!(
+                "topics {} do not exist: create them with `coproc topic create {}`",
+                names.join(", "),
+                names.join(" ")
+            );
+            Err(coded(Exit::NotFound, message))
+        }
+        Some(first) => {
+            let topic = missing.iter().find(|topic| topic.as_materialized().is_some()).unwrap_or(first);
+            Err(LogError::UnknownTopic((*topic).clone()).into())
+        }
+    }
 }

@@ -25,13 +25,14 @@ use crate::cli::modules::{self, Module};
 use crate::cli::open::now_ms;
 use crate::control::desired;
 use crate::control::modules::{TopicStore, upload};
-use crate::control::observed;
+use crate::control::observed::{self, ObservedNode};
 use crate::control::writer::{self, DesiredWriter};
 use crate::core::deployment::{Deployment, ModuleRef};
 use crate::core::digest::Digest;
 use crate::core::disposition::Disposition;
 use crate::core::names::{DeploymentName, Identity, Installation, Kind, PoolName};
-use crate::core::status::{DeploymentStatus, State};
+use crate::core::record::TimestampMs;
+use crate::core::status::State;
 use crate::node::threads::{self, SpawnError, Stoppable};
 use crate::ports::{Log, LogError, ModuleStore};
 use crate::wasm::{inspect, section};
@@ -219,8 +220,8 @@ impl DropFolder {
         let before = self.writer().find(&identity).ok().map(|(_, before)| before);
         let is_ours = self.registered.values().any(|known| known.name == manifest.name);
         if let Some(before) = &before {
-            let is_known = folder == Folder::Active && is_same(before, &deployment);
-            if !is_ours && !is_known {
+            let may_change = is_ours || (folder == Folder::Active && is_same(before, &deployment));
+            if !may_change {
                 anyhow::bail!(
                     "{} was deployed from the command line: remove it there first, or choose another name",
                     manifest.name
@@ -309,19 +310,13 @@ impl DropFolder {
         let desired = desired::read(self.log.as_ref())?;
         let nodes = observed::read(self.log.as_ref())?.map(|state| state.nodes()).unwrap_or_default();
         let now = now_ms();
-        let ours = |node: &&observed::ObservedNode| {
-            node.status.pool == self.pool.as_str() && !node.is_unresponsive(now)
-        };
-        let said: Vec<&DeploymentStatus> =
-            nodes.iter().filter(ours).flat_map(|node| node.status.coprocessors.values()).collect();
         let mut out = Vec::new();
         for (stem, known) in &self.registered {
             let identity = self.identity(&known.name);
             if desired.get(&identity).is_none() {
                 out.push((stem.clone(), "it was removed with `coproc remove`".to_owned()));
-            } else if let Some(status) = said.iter().find(|status| has_failed(status, &identity, known)) {
-                let error = status.last_error.as_ref().map(|error| error.message.clone());
-                out.push((stem.clone(), error.unwrap_or_default()));
+            } else if let Some(why) = failure(&nodes, &self.pool, now, &identity, known.generation) {
+                out.push((stem.clone(), why));
             }
         }
         for (stem, why) in out {
@@ -380,12 +375,24 @@ fn can_pass(error: &anyhow::Error) -> bool {
     of_log.any(|it| matches!(it, Disposition::Transient | Disposition::Fenced))
 }
 
-/// Whether a node says of the registered deployment, not of an earlier one, that it cannot run.
-fn has_failed(status: &DeploymentStatus, identity: &Identity, known: &Registered) -> bool {
-    status.identity == *identity
-        && status.generation >= known.generation
-        && status.state == State::Failed
-        && status.reason.as_deref().is_some_and(|reason| FINAL.contains(&reason))
+/// Why a deployment cannot run, if a live node of the pool says so of this generation or a later one, and trying again
+/// does not help. What a dead node or one of another pool said, or what was said of an earlier module, is no verdict.
+fn failure(
+    nodes: &[ObservedNode],
+    pool: &PoolName,
+    now: TimestampMs,
+    identity: &Identity,
+    generation: u64,
+) -> Option<String> {
+    let live = nodes.iter().filter(|node| node.status.pool == pool.as_str() && !node.is_unresponsive(now));
+    let mut said = live.flat_map(|node| node.status.coprocessors.values());
+    let failed = said.find(|status| {
+        status.identity == *identity
+            && status.generation >= generation
+            && status.state == State::Failed
+            && status.reason.as_deref().is_some_and(|reason| FINAL.contains(&reason))
+    })?;
+    Some(failed.last_error.as_ref().map(|error| error.message.clone()).unwrap_or_default())
 }
 
 /// Whether the two are the same but for what the log counts and its owner switches.
@@ -404,4 +411,50 @@ fn manifest_of(stem: &str, files: &Files) -> anyhow::Result<Manifest> {
         format!("it does not say what it reads and writes: build it with `coproc build`, or submit {stem}.yaml with it")
     })?;
     manifest::parse(text, nowhere).context("the manifest in the module is not as it has to be")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::observed::ObservedState;
+    use crate::core::status::UNRESPONSIVE_MS;
+    use crate::ports::FoldEvent;
+
+    /// What is judged of generation 2 of `a` in pool `p`, when a node says this.
+    fn judged(status: &str, pool: &str, coprocessor: &str, age_ms: TimestampMs) -> Option<String> {
+        let value = format!(
+            r#"{{"node_id": 5, "status": "{status}", "time": "", "version": "", "schema": "1.0", "pool": "{pool}",
+                "incarnation": "", "coprocessors": {{"a": {{"input_topics": [], "description": "", {coprocessor},
+                "last_error": {{"time": 0, "reason": "R", "message": "why"}}}}}}}}"#
+        );
+        let mut state = ObservedState::default();
+        let value = Some(value.into_bytes());
+        state.apply(FoldEvent::Record { key: b"5".to_vec(), value, offset: 0, appended_ms: 0 });
+        let nodes = state.nodes();
+        assert_eq!(nodes.len(), 1, "the record is understood");
+        let identity = "default/_cli/coprocessor/a".parse().unwrap();
+        failure(&nodes, &"p".parse().unwrap(), age_ms, &identity, 2)
+    }
+
+    #[test]
+    fn only_a_live_node_of_the_pool_judges_and_only_what_was_registered() {
+        let ours = r#""identity": "default/_cli/coprocessor/a""#;
+        let of = |identity: &str, state: &str, reason: &str, generation: u64| {
+            format!(r#"{identity}, "state": "{state}", "reason": "{reason}", "generation": {generation}"#)
+        };
+        let failed = of(ours, "failed", "InvalidModule", 2);
+        assert_eq!(judged("up", "p", &failed, 0), Some("why".into()));
+        assert_eq!(judged("up", "p", &of(ours, "failed", "TopicCycle", 3), 0), Some("why".into()));
+        for (status, pool, coprocessor, age) in [
+            ("down", "p", failed.clone(), 0),
+            ("up", "p", failed.clone(), UNRESPONSIVE_MS + 1),
+            ("up", "q", failed.clone(), 0),
+            ("up", "p", of(ours, "failed", "InvalidModule", 1), 0),
+            ("up", "p", of(ours, "running", "InvalidModule", 2), 0),
+            ("up", "p", of(ours, "failed", "TopicNotFound", 2), 0),
+            ("up", "p", of(r#""identity": "default/_cli/coprocessor/b""#, "failed", "InvalidModule", 2), 0),
+        ] {
+            assert_eq!(judged(status, pool, &coprocessor, age), None, "{status} {pool} {coprocessor} {age}");
+        }
+    }
 }

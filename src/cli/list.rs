@@ -312,7 +312,7 @@ mod tests {
         );
         assert_eq!(listing.unresponsive_nodes, [3, 7]);
         let wide = table(&listing, true).render();
-        assert!(wide.lines().next().unwrap().ends_with("STATE    GENERATION  DIGEST  LAG"), "{wide}");
+        assert!(wide.lines().next().unwrap().ends_with("STATE        GENERATION  DIGEST  LAG"), "{wide}");
         for state in ["  unknown  ", "  running  ", "  not running  "] {
             assert!(wide.contains(state), "{state:?} in {wide}");
         }

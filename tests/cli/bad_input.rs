@@ -92,6 +92,16 @@ fn deployments_that_cannot_be_are_refused() {
         (&["-i", "a", "-o", "a"], 4, "records would go round for ever"),
         (&["-i", "nowhere", "-o", "b"], 3, "create it with `coproc topic create nowhere`"),
         (&["-i", "a", "-o", "nowhere"], 3, "create it with `coproc topic create nowhere`"),
+        (
+            &["-i", "here", "-o", "there"],
+            3,
+            "topics here, there do not exist: create them with `coproc topic create here there`",
+        ),
+        (
+            &["-i", "here", "-i", "a._b_", "-o", "b"],
+            3,
+            "reads a is deployed with `--output-topic b --materialized`",
+        ),
         (&["-i", "a", "-o", "b", "--dead-letter-topic", "nowhere"], 3, "topic nowhere does not exist"),
         (&["-i", "coprocessor_status_topic", "-o", "b"], 4, "one of coproc's own topics"),
         (&["-i", "a", "-o", "coprocessor_internal_topic"], 4, "one of coproc's own topics"),

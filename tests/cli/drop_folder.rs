@@ -223,3 +223,17 @@ fn folders_that_are_taken_away_come_back_and_what_runs_goes_on() {
     drop.mv("active/a.wasm", "inactive/a.wasm");
     drop.is_gone();
 }
+
+#[test]
+fn what_runs_is_known_again_without_the_list_of_what_was_registered() {
+    let mut drop = Drop::new();
+    drop.put("submit/a.wasm", drop.module(MANIFEST, "first"));
+    drop.runs("first");
+    drop.stop();
+    std::fs::remove_file(drop.path(".registered.json")).unwrap();
+    drop.start();
+    drop.wait(|| drop.is_there(".registered.json"), "it is written again");
+    drop.place.coproc(&["describe", "shout"]).succeeds().says("Generation:   1");
+    drop.mv("active/a.wasm", "inactive/a.wasm");
+    drop.is_gone();
+}

@@ -149,6 +149,7 @@ fn what_produce_cannot_take_is_refused_and_nothing_of_it_is_written() {
     place.coproc(&["consume", "t"]).succeeds().prints("");
     for (args, code, says) in [
         (&["nowhere"][..], 3, "topic nowhere does not exist"),
+        (&["t.$x$"], 3, "a coprocessor that reads t is deployed with `--output-topic x --materialized`"),
         (&["t", "-p", "7"], 3, "there is no partition 7"),
         (&["t", "-p", "-1"], 2, "write a number, 0 or more"),
         (&["t", "-n", "-1"], 2, "write a number, 0 or more"),

@@ -137,14 +137,15 @@ fn a_guest_in_a_long_record_is_given_up_when_its_lane_ends() {
     guest.offer(batch(&["a", "@", "b"]), 0);
     let budget = budget();
     let (stop, lines) = (budget.stop.clone(), host.lines.clone());
-    let told = std::thread::spawn(move || {
-        while lines.take().is_empty() {
-            std::thread::yield_now();
-        }
-        stop.store(true, Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while lines.take().is_empty() {
+                std::thread::yield_now();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(guest.run(&budget), Run::Suspended);
     });
-    assert_eq!(guest.run(&budget), Run::Suspended);
-    told.join().unwrap();
     assert_eq!((guest.completed(), shown(guest.outputs())), (1, vec!["0/0:a".to_owned()]));
     assert!(matches!(guest.run(&self::budget()), Run::Failed(_)), "it is not entered again");
 }
