@@ -194,11 +194,14 @@ fn a_module_is_swapped(world: &World) -> Vec<String> {
         let is_new = found["status"]["module"]["digest"] != old;
         (is_new && condition(&found, "Ready")["status"] == "True").then_some(found)
     });
-    assert!(ready["status"]["module"]["pinnedImage"].as_str().unwrap().contains(image.split('@').nth(1).unwrap()));
+    assert!(
+        ready["status"]["module"]["pinnedImage"].as_str().unwrap().contains(image.split('@').nth(1).unwrap())
+    );
     let wanted = numbers("low", 0..500);
     world.produce("orders", wanted.iter().map(|text| text.to_uppercase()));
     until("they come out", 60, || {
-        (world.values("orders-loud").iter().filter(|value| value.starts_with("low")).count() == 500).then_some(())
+        (world.values("orders-loud").iter().filter(|value| value.starts_with("low")).count() == 500)
+            .then_some(())
     });
     assert_eq!((lives(world), members(world)), before, "a swap restarted or rebalanced");
     wanted
@@ -232,7 +235,8 @@ fn back_by_digest(world: &World, pinned: &str) -> Vec<String> {
     let wanted = numbers("BACK", 0..200);
     world.produce("orders", wanted.iter().map(|text| text.to_lowercase()));
     until("they come out", 60, || {
-        (world.values("orders-loud").iter().filter(|value| value.starts_with("BACK")).count() == 200).then_some(())
+        (world.values("orders-loud").iter().filter(|value| value.starts_with("BACK")).count() == 200)
+            .then_some(())
     });
     wanted
 }
@@ -247,7 +251,8 @@ fn a_registry_that_is_away(world: &World) -> Vec<String> {
     let mut wanted = numbers("AWAY", 0..100);
     world.produce("orders", wanted.iter().map(|text| text.to_lowercase()));
     until("the old one goes on", 60, || {
-        (world.values("orders-loud").iter().filter(|value| value.starts_with("AWAY")).count() == 100).then_some(())
+        (world.values("orders-loud").iter().filter(|value| value.starts_with("AWAY")).count() == 100)
+            .then_some(())
     });
     world.registry(true);
     wait_for(world, "Ready", "True");
@@ -321,7 +326,8 @@ fn an_upgrade_loses_nothing(world: &World) -> Vec<String> {
 fn deletion_leaves_users_topics(world: &World) {
     assert!(world.table("coprocessor_internal_topic").contains_key(CONTROL_KEY));
     world.kubectl(&["delete", "coprocessor", "shout", "--timeout=90s"]);
-    let (control, status) = (world.table("coprocessor_internal_topic"), world.table("coprocessor_status_topic"));
+    let (control, status) =
+        (world.table("coprocessor_internal_topic"), world.table("coprocessor_status_topic"));
     assert!(!control.contains_key(CONTROL_KEY), "{control:?}");
     assert!(status.keys().all(|key| !key.contains("shout")), "{:?}", status.keys());
     let groups = world.kafka_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", &["--list"]);

@@ -174,8 +174,20 @@ impl World {
 
     /// The last value of every key of a topic that is compacted; keys whose last value is null are gone.
     pub fn table(&self, topic: &str) -> BTreeMap<String, String> {
-        let arguments =
-            ["-b", self.of("BOOTSTRAP"), "-C", "-t", topic, "-o", "beginning", "-e", "-q", "-Z", "-f", "%k\t%s\n"];
+        let arguments = [
+            "-b",
+            self.of("BOOTSTRAP"),
+            "-C",
+            "-t",
+            topic,
+            "-o",
+            "beginning",
+            "-e",
+            "-q",
+            "-Z",
+            "-f",
+            "%k\t%s\n",
+        ];
         let mut table = BTreeMap::new();
         for line in self.run("kcat", &arguments).lines() {
             let Some((key, value)) = line.split_once('\t') else { continue };
@@ -215,7 +227,12 @@ impl World {
         };
         [
             of(&["get", "pods,runtimepools,coprocessors", "-o", "wide"]),
-            of(&["get", "coprocessors,runtimepools", "-o", "jsonpath={range .items[*]}{.metadata.name}{\" \"}{.status}{\"\\n\"}{end}"]),
+            of(&[
+                "get",
+                "coprocessors,runtimepools",
+                "-o",
+                "jsonpath={range .items[*]}{.metadata.name}{\" \"}{.status}{\"\\n\"}{end}",
+            ]),
             of(&["get", "events", "--sort-by=.lastTimestamp"]),
             of(&["logs", "-l", "app.kubernetes.io/component=operator", "--tail=40", "--prefix"]),
             of(&["logs", "-l", "app.kubernetes.io/component=runtime", "--tail=40", "--prefix"]),
@@ -245,7 +262,10 @@ pub fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
 /// The first fenced block of a language in a document that has this text.
 pub fn fenced(document: &Path, language: &str, containing: &str) -> String {
     let text = std::fs::read_to_string(document).unwrap();
-    let blocks = text.split(&format!("```{language}\n")).skip(1).filter_map(|rest| rest.split_once("```"));
+    let fence = format!("```{language}\n");
+    let blocks = text.split(&fence).skip(1).filter_map(|rest| rest.split_once("```"));
     let found = blocks.map(|(block, _)| block).find(|block| block.contains(containing));
-    found.unwrap_or_else(|| panic!("{} has no {language} block with {containing:?}", document.display())).to_owned()
+    found
+        .unwrap_or_else(|| panic!("{} has no {language} block with {containing:?}", document.display()))
+        .to_owned()
 }
