@@ -205,7 +205,7 @@ fn one_more_beside_a_thousand_deployments_takes_a_few_round_trips() {
     let start = std::time::Instant::now();
     modules::upload(&log, &identity()).unwrap();
     let wanted = deployment(&[Digest::from_bytes([7; 32])], "in", &["out2"], "");
-    writer.deploy(&PoolName::default_name(), &identity_of("another"), wanted).unwrap();
+    writer.deploy(&PoolName::default_name(), &identity_of("another"), &wanted).unwrap();
     let asked = log.asked.load(Ordering::Relaxed);
     println!("{asked} round trips of readers, {:?} beside the log", start.elapsed());
     assert!(asked <= 10, "{asked}");
