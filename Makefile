@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: help demo test build release fmt lint bench deny docs update clean
+.PHONY: help demo cluster-demo test build release fmt lint bench deny docs update clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -10,6 +10,10 @@ help: ## List the targets.
 demo: ## Build, run the example on real data, show the result, leave nothing running.
 	@scripts/setup.sh
 	@scripts/demo.sh
+
+cluster-demo: ## The README's Kubernetes example, on a real cluster, Kafka and registry of its own (root).
+	@scripts/setup.sh
+	@scripts/cluster-demo.sh
 
 test: ## Install what is missing, then every check and test.
 	@scripts/setup.sh

@@ -10,7 +10,7 @@ cargo fmt --all -- --check
 step "lints"
 cargo clippy --all-targets -- -D warnings
 step "features alone: each adapter builds on core and ports only"
-for feature in log wasm connect; do
+for feature in log wasm connect oci kafka operator; do
     cargo check --quiet --lib --no-default-features --features "$feature"
 done
 step "tests"

@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod arguments;
 mod bench;
@@ -59,7 +59,7 @@ pub use docs::reference;
 
 /// WebAssembly functions on Kafka streams, each record exactly once
 #[derive(Debug, Parser)]
-#[command(name = "coproc", version, after_help = exit::HELP, arg_required_else_help = true)]
+#[command(name = "coproc", version, after_help = after_help(), arg_required_else_help = true)]
 pub struct Cli {
     #[command(flatten)]
     target: open::Target,
@@ -87,7 +87,10 @@ enum Command {
     Pause(pause::Command),
     /// Go on after a pause
     Resume(pause::Command),
-    /// Remove deployments; topics and records stay
+    /// Remove deployments and their offsets; topics and records stay
+    ///
+    /// Once the nodes have stopped a deployment, its committed offsets go too: one of the same name begins anew, where
+    /// its --from-offset says. With --keep-offsets it goes on where this one stopped.
     #[command(visible_alias = "rm")]
     Remove(remove::Command),
     #[command(subcommand)]
@@ -115,7 +118,7 @@ enum Command {
 pub fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     failpoints::arm();
-    let cli = Cli::parse();
+    let cli = parse();
     if let Command::CompileHelper(helper) = &cli.command {
         // Its exit code is part of a protocol, so none of ours.
         return helper.run();
@@ -128,6 +131,26 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit::of(&error) as u8)
         }
     }
+}
+
+fn after_help() -> String {
+    let begin = "To begin: `coproc dev` runs a node here, `coproc init hello` makes a project whose README says the rest.\n\
+                 `coproc doctor` looks for what is wrong.";
+    format!("{begin}\n\n{}", exit::HELP)
+}
+
+fn parse() -> Cli {
+    let matches = with_negative_numbers(Cli::command()).get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// A negative number after a flag is a value: the flag's own parser says better what is wrong with it.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let is_flag = !arg.is_positional() && arg.get_action().takes_values();
+        if is_flag && !arg.is_allow_hyphen_values_set() { arg.allow_negative_numbers(true) } else { arg }
+    });
+    command.mut_subcommands(with_negative_numbers)
 }
 
 impl Command {

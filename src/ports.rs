@@ -24,10 +24,10 @@ use crate::core::record::{Batch, Offset, Outputs, Record, TimestampMs};
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LogError {
     /// There is no such topic.
-    #[error("topic {0} does not exist: create it with `coproc topic create {0}`")]
+    #[error("topic {0} does not exist: {hint}", hint = how_to_make(.0))]
     UnknownTopic(TopicName),
     /// The topic has no such partition.
-    #[error("topic {topic} has {count} partitions, there is no partition {partition}")]
+    #[error("topic {topic} has {count} partition{}, there is no partition {partition}", if *count == 1 { "" } else { "s" })]
     UnknownPartition {
         /// The topic.
         topic: TopicName,
@@ -55,8 +55,11 @@ pub enum LogError {
         /// Why, for instance its size.
         reason: String,
     },
-    /// The committed offset is not in the log any more.
-    #[error("offset {wanted} of {partition} is gone: the log holds {first} to {end}")]
+    /// The offset is not in the log any more, or not yet.
+    #[error(
+        "offset {wanted} of {partition} is {}: the first one there is {first}, the next to be written {end}",
+        if wanted < first { "gone" } else { "not written yet" }
+    )]
     OffsetOutOfRange {
         /// The partition.
         partition: TopicPartition,
@@ -102,6 +105,15 @@ pub enum LogError {
     /// It is not known whether the commit happened. The session is tainted: only `rewind` helps.
     #[error("it is not known whether the commit went through: {0}")]
     Uncertain(String),
+}
+
+fn how_to_make(topic: &TopicName) -> String {
+    match topic.as_materialized() {
+        None => format!("create it with `coproc topic create {topic}`"),
+        Some((source, dest)) => format!(
+            "it is made when a coprocessor that reads {source} is deployed with `--output-topic {dest} --materialized`"
+        ),
+    }
 }
 
 impl LogError {
@@ -632,6 +644,9 @@ pub struct RunBudget {
     pub output_bytes: usize,
     /// The longest that this call may take before it is suspended at the next record boundary.
     pub time: Duration,
+    /// Whether others come first: the guest rests in between, about three quarters of the time, which is not counted
+    /// against it.
+    pub gently: bool,
 }
 
 /// How a call of `Guest::run` ended.

@@ -3,6 +3,8 @@
 
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "cli/drop_folder.rs"]
+mod drop_folder;
 #[path = "cli/life.rs"]
 mod life;
 #[path = "cli/node.rs"]

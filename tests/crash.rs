@@ -105,7 +105,7 @@ fn setup(dir: &Path) {
         "initialBackoff":"1ms","maxBackoff":"2ms"},"batch":{"maxRecords":50,"commitInterval":"5ms"},"parallelism":2}"#;
     let deployment = support::deployment(&[digest], "in", &["out"], more);
     let writer = DesiredWriter::new(log.as_ref(), Installation::default_name());
-    writer.deploy(&PoolName::default_name(), &identity_of("crash"), deployment).unwrap();
+    writer.deploy(&PoolName::default_name(), &identity_of("crash"), &deployment).unwrap();
     process.kill();
 }
 

@@ -411,7 +411,7 @@ fn a_node_stops_in_time_with_a_guest_in_a_long_record() {
     let policy = r#""policies":{"errorPolicy":{"maxRetries":0,"onExhausted":"Skip"}}"#;
     let mut deployment = support::deployment(&[digest], "in", &["out"], policy);
     deployment.steps[0].limits.time_per_record = Span::from_ms(9_900);
-    rig.writer().deploy(&PoolName::default_name(), &identity_of("stays"), deployment).unwrap();
+    rig.writer().deploy(&PoolName::default_name(), &identity_of("stays"), &deployment).unwrap();
     rig.produce("in", ["a\n", "@\n", "b\n"].map(str::to_owned));
     wait_for("it to be at its record", || (rig.read("coprocessor_logs").len() == 2).then_some(()));
     let begin = Instant::now();
@@ -497,7 +497,7 @@ fn materialized_topics_follow_their_source_and_refuse_others() {
         kafka.naming = Naming::Materialized;
     }
     rig.writer()
-        .deploy(&coproc::core::names::PoolName::default_name(), &identity_of("m"), deployment)
+        .deploy(&coproc::core::names::PoolName::default_name(), &identity_of("m"), &deployment)
         .unwrap();
     for partition in 0..3 {
         rig.produce_to("produce", partition, numbers(&format!("p{partition}-"), 0..5));
@@ -535,7 +535,7 @@ fn start_offsets_are_kept() {
             kafka.start_offset = start;
         }
         let pool = coproc::core::names::PoolName::default_name();
-        rig.writer().deploy(&pool, &identity_of(name), deployment).unwrap();
+        rig.writer().deploy(&pool, &identity_of(name), &deployment).unwrap();
         wait_for("partitions in the status", || rig.status(name).filter(|s| !s.partitions.is_empty()));
     }
     rig.produce("in", ["last".to_owned()]);

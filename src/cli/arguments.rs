@@ -2,10 +2,26 @@
 //!
 //! Pure functions for clap's `value_parser`; what they refuse ends with exit code 2.
 
+use std::str::FromStr;
+
 use crate::core::deployment::StartOffset;
 use crate::core::record::TimestampMs;
 use crate::core::units::Span;
 use crate::ports::ReadFrom;
+
+/// Reads how many.
+pub fn number<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "write a number, 0 or more".to_owned())
+}
+
+/// Reads a variable of the environment, `KEY=VALUE`.
+pub fn variable(text: &str) -> Result<(String, String), String> {
+    let (key, value) = key_value(text)?;
+    if key.contains(char::is_whitespace) {
+        return Err(format!("the name {key:?} has white space in it: write KEY=VALUE, one variable each"));
+    }
+    Ok((key, value))
+}
 
 /// Reads `KEY=VALUE`.
 pub fn key_value(text: &str) -> Result<(String, String), String> {
@@ -176,5 +192,8 @@ mod tests {
         assert_eq!(key_value("A=b=c"), Ok(("A".into(), "b=c".into())));
         assert_eq!(key_value("A="), Ok(("A".into(), String::new())));
         assert!(key_value("A").is_err() && key_value("=b").is_err());
+        assert_eq!(variable("A=b c"), Ok(("A".into(), "b c".into())));
+        assert!(variable("A B=1").is_err() && variable(" A=1").is_err());
+        assert_eq!((number("7"), number::<usize>("-1").is_err()), (Ok(7), true));
     }
 }

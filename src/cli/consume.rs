@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::cli::arguments::read_from;
+use crate::cli::arguments::{number, read_from};
 use crate::cli::open::Target;
 use crate::cli::output::{clean, stdout};
 use crate::cli::records;
@@ -31,10 +31,10 @@ pub struct Command {
     #[arg(long, value_name = "POSITION", default_value = "start", value_parser = read_from, allow_hyphen_values = true)]
     from: ReadFrom,
     /// Stop after so many records
-    #[arg(short = 'n', long, value_name = "COUNT")]
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = number::<u64>)]
     count: Option<u64>,
     /// Only this partition; repeat it for more
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = number::<u32>)]
     partition: Vec<u32>,
     /// How to print a record
     #[arg(short = 'o', long = "output", value_name = "FORMAT", default_value = "value")]

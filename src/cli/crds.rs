@@ -15,7 +15,7 @@ use crate::cli::output::say;
 use crate::operator::crd;
 
 /// How long the API server may take to serve a definition.
-const ESTABLISHED: Duration = Duration::from_secs(60);
+const ESTABLISHED: Duration = Duration::from_mins(1);
 
 /// Print or apply the definitions of the Kubernetes resources
 #[derive(Debug, Subcommand)]

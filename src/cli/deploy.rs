@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::cli::arguments::{key_value, start_offset};
+use crate::cli::arguments::{number, start_offset, variable};
 use crate::cli::deployments::of_cli;
 use crate::cli::exit::{Exit, coded};
 use crate::cli::manifest::{self, Language, Manifest, StepFile};
@@ -47,7 +47,7 @@ pub struct Command {
     #[arg(short, long, value_name = "TOPIC")]
     output_topic: Vec<TopicName>,
     /// Variable of the guests' environment; repeat it for more
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = variable)]
     var: Vec<(String, String)>,
     /// What it is for
     #[arg(long)]
@@ -65,10 +65,10 @@ pub struct Command {
     #[arg(long, value_name = "ACTION")]
     on_exhausted: Option<OnExhaustedArg>,
     /// How often a failing record is tried again
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = number::<u32>)]
     max_retries: Option<u32>,
     /// Number of lanes on each node
-    #[arg(long, value_name = "LANES")]
+    #[arg(long, value_name = "LANES", value_parser = number::<u16>)]
     parallelism: Option<u16>,
     /// The guarantee
     #[arg(long, value_name = "GUARANTEE")]
@@ -138,7 +138,7 @@ impl Command {
             upload(log.as_ref(), &module.bytes)?;
         }
         let writer = DesiredWriter::new(log.as_ref(), target.installation.clone());
-        let generation = writer.deploy(&target.pool, &identity, deployment)?;
+        let generation = writer.deploy(&target.pool, &identity, &deployment)?;
         let is_paused = writer.find(&identity).is_ok_and(|(_, deployed)| deployed.paused);
         let name = &identity.name;
         say(&format!("{name} deployed, generation {generation}"))?;
@@ -157,6 +157,10 @@ impl Command {
 
     /// The manifest, changed by the flags.
     fn manifest(&self) -> anyhow::Result<Manifest> {
+        let mut names = BTreeSet::new();
+        if let Some((twice, _)) = self.var.iter().find(|(name, _)| !names.insert(name)) {
+            return Err(coded(Exit::Usage, format!("--var gives {twice} twice: which value is meant?")));
+        }
         let mut manifest = match &self.file {
             Some(file) => manifest::read(file)?,
             None => self.bare()?,
@@ -302,27 +306,59 @@ pub fn deployment(manifest: &Manifest, modules: &[modules::Module]) -> Deploymen
 /// Says what is wrong before anything is stored, with the flags' names where there is just a flag missing.
 pub fn check(deployment: &Deployment) -> anyhow::Result<()> {
     if deployment.inputs().is_empty() {
-        return Err(coded(Exit::Usage, "there is no input topic: name one with --input-topic"));
+        return Err(coded(
+            Exit::Usage,
+            "there is no input topic: name one with --input-topic, or give the project's manifest with -f coproc.yaml",
+        ));
     }
     if deployment.sinks.is_empty() {
-        return Err(coded(Exit::Usage, "there is no output topic: name one with --output-topic"));
+        return Err(coded(
+            Exit::Usage,
+            "there is no output topic: name one with --output-topic, or give the project's manifest with -f coproc.yaml",
+        ));
     }
     let problems = deployment.problems();
     if problems.is_empty() { Ok(()) } else { Err(crate::control::writer::Error::Invalid(problems).into()) }
 }
 
-/// Whether the topics are there.
+/// Whether the topics are there: all that are not, at once.
 pub fn check_topics(log: &dyn Log, deployment: &Deployment) -> anyhow::Result<()> {
     let plain = deployment.kafka_sinks().filter(|sink| sink.naming == Naming::Plain);
     let outputs = plain.map(|sink| &sink.topic).chain(&deployment.policies.error_policy.dead_letter_topic);
+    let mut missing = BTreeSet::new();
     for topic in deployment.inputs().iter().chain(outputs) {
         let Some(info) = log.topics().describe(topic)? else {
-            return Err(LogError::UnknownTopic(topic.clone()).into());
+            missing.insert(topic);
+            continue;
         };
         if info.config.materialized && !deployment.inputs().contains(topic) {
-            let reason = "it is materialized, only its coprocessor writes to it".into();
+            let hint = topic.as_materialized().map(|(source, dest)| {
+                format!(": `--input-topic {source} --output-topic {dest} --materialized` makes this one")
+            });
+            let reason =
+                format!("it is materialized, only its coprocessor writes to it{}", hint.unwrap_or_default());
             return Err(LogError::NotWritable { topic: topic.clone(), reason }.into());
         }
     }
-    Ok(())
+    refuse_missing(&missing)
+}
+
+fn refuse_missing(missing: &BTreeSet<&TopicName>) -> anyhow::Result<()> {
+    let names: Vec<&str> = missing.iter().map(|topic| topic.as_str()).collect();
+    match missing.first() {
+        None => Ok(()),
+        // A materialized one cannot be created: that is said of it alone.
+        Some(_) if missing.len() > 1 && missing.iter().all(|topic| topic.as_materialized().is_none()) => {
+            let message = format!(
+                "topics {} do not exist: create them with `coproc topic create {}`",
+                names.join(", "),
+                names.join(" ")
+            );
+            Err(coded(Exit::NotFound, message))
+        }
+        Some(first) => {
+            let topic = missing.iter().find(|topic| topic.as_materialized().is_some()).unwrap_or(first);
+            Err(LogError::UnknownTopic((*topic).clone()).into())
+        }
+    }
 }

@@ -31,7 +31,7 @@ pub struct Outcome {
 
 /// A budget that never suspends.
 pub fn unlimited() -> RunBudget {
-    RunBudget { stop: Arc::default(), output_bytes: usize::MAX, time: Duration::MAX }
+    RunBudget { stop: Arc::default(), output_bytes: usize::MAX, time: Duration::MAX, gently: false }
 }
 
 /// Runs these records through a fresh chain.

@@ -178,10 +178,9 @@ impl Row {
 
     fn state(&self) -> String {
         match self.node {
-            Life::Up => state(&self.status, true),
+            Life::Up | Life::Unreported => state(&self.status, true),
             Life::Unresponsive => state(&self.status, false),
             Life::Down => "not running".into(),
-            Life::Unreported => state(&self.status, true),
         }
     }
 }
@@ -313,7 +312,7 @@ mod tests {
         );
         assert_eq!(listing.unresponsive_nodes, [3, 7]);
         let wide = table(&listing, true).render();
-        assert!(wide.lines().next().unwrap().ends_with("STATE    GENERATION  DIGEST  LAG"), "{wide}");
+        assert!(wide.lines().next().unwrap().ends_with("STATE        GENERATION  DIGEST  LAG"), "{wide}");
         for state in ["  unknown  ", "  running  ", "  not running  "] {
             assert!(wide.contains(state), "{state:?} in {wide}");
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::cli::arguments::number;
 use crate::cli::open::Target;
 use crate::cli::output::{say, stdout};
 use crate::cli::records::Line;
@@ -36,13 +37,13 @@ pub struct RangeArgs {
     /// Where to end, in the same form; the last record unless given
     end: Option<Bound>,
     /// Most records
-    #[arg(short = 'n', long, value_name = "COUNT")]
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = number::<usize>)]
     limit: Option<usize>,
     /// Leave out the records that the places name
     #[arg(long)]
     exclusive: bool,
     /// The partition
-    #[arg(short, long, default_value_t = 0)]
+    #[arg(short, long, default_value_t = 0, value_parser = number::<u32>)]
     partition: u32,
     /// How to print a record
     #[arg(short = 'o', long = "output", value_name = "FORMAT", default_value = "text")]
@@ -56,7 +57,7 @@ pub struct LengthArgs {
     #[arg(value_parser = TopicName::from_user)]
     topic: TopicName,
     /// The partition
-    #[arg(short, long, default_value_t = 0)]
+    #[arg(short, long, default_value_t = 0, value_parser = number::<u32>)]
     partition: u32,
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use crate::cli::arguments::{When, when};
+use crate::cli::arguments::{When, number, when};
+use crate::cli::exit::{self, coded};
 use crate::cli::open::{Target, now_ms};
 use crate::cli::output::{clean, note, stdout};
 use crate::control::topics::OwnTopic;
@@ -28,10 +29,10 @@ pub struct Command {
     #[arg(short, long)]
     follow: bool,
     /// Only the first lines
-    #[arg(long, value_name = "LINES", conflicts_with = "follow")]
+    #[arg(long, value_name = "LINES", value_parser = number::<usize>, conflicts_with = "follow")]
     head: Option<usize>,
     /// Only the last lines
-    #[arg(long, value_name = "LINES", conflicts_with_all = ["head", "follow"])]
+    #[arg(long, value_name = "LINES", value_parser = number::<usize>, conflicts_with_all = ["head", "follow"])]
     tail: Option<usize>,
     /// Only lines from then on: 10m (ago), 2026-01-31, 2026-01-31T12:00:00Z, or milliseconds since 1970
     #[arg(long, value_name = "TIME", value_parser = when, allow_hyphen_values = true)]
@@ -82,6 +83,10 @@ impl Command {
         let log = target.log()?;
         // Lines outlive their deployment: a name that is not deployed any more is taken as it was typed.
         let identity = target.deployment(log.as_ref(), &self.name);
+        if let (true, Err(error)) = (self.follow, &identity) {
+            // Nobody writes lines under this name: to wait for them is a slip more often than a wish.
+            return Err(coded(exit::of(error), error.to_string()));
+        }
         let topic = OwnTopic::Logs.name();
         if log.topics().describe(&topic)?.is_none() {
             identity?;

@@ -35,7 +35,7 @@ pub struct Command {
     #[arg(short, long, value_name = "node.yaml", env = "COPROC_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
     /// Id of the node, 0 to 999 for one that is started by hand; required here or in the file
-    #[arg(long, env = "COPROC_NODE_ID", hide_env_values = true)]
+    #[arg(long, env = "COPROC_NODE_ID", hide_env_values = true, value_parser = clap::value_parser!(u32).range(..1000))]
     node_id: Option<u32>,
     /// Which of several nodes with one configuration it is: its id is nodeIdBase plus this
     #[arg(long, value_name = "NUMBER", env = "COPROC_POD_INDEX", hide_env_values = true)]
@@ -207,6 +207,9 @@ mod tests {
         assert_eq!(config.drain, Span::from_ms(1_000));
         let config = mean(&["--http", "0.0.0.0:1"], "{nodeId: 5}").unwrap();
         assert_eq!(config.http, Some(([0, 0, 0, 0], 1).into()));
+        // Ids from 1000 on are the operator's, which writes them into the file.
+        assert_eq!(mean(&[], "{nodeId: 5000}").unwrap().node_id, NodeId(5000));
+        assert!(mean(&["--node-id", "5000"], "{}").unwrap_err().contains("5000 is not in 0..1000"));
         assert_eq!(mean(&[], "{nodeId: 1}").unwrap().http, Some(([127, 0, 0, 1], 9464).into()));
         assert_eq!(mean(&[], "{nodeId: 1}").unwrap().durability, DurabilityArg::Fsync);
         assert_eq!(mean(&[], "{nodeId: 1, durability: flush}").unwrap().durability, DurabilityArg::Flush);

@@ -23,6 +23,7 @@ use crate::telemetry::clock::SystemClock;
 
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Target {
     /// Directory of the embedded log; beside a running node the command goes through its socket
     #[arg(

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::cli::arguments::key_value;
+use crate::cli::arguments::{key_value, number};
 use crate::cli::exit::{Exit, coded};
 use crate::cli::open::Target;
 use crate::cli::output::{count, note};
@@ -26,6 +26,10 @@ const BATCH_BYTES: usize = 4 << 20;
 const MAX_LINE_BYTES: usize = 64 << 20;
 /// A batch is written when nothing more comes for so long.
 const LINGER: Duration = Duration::from_millis(20);
+
+/// What a line of JSON can look like, for whoever wrote another one.
+const EXAMPLE: &str =
+    r#"; a line is like {"key": "k", "value": "v", "headers": [{"key": "a", "value": "b"}]}"#;
 
 /// Write lines of standard input as records
 ///
@@ -51,7 +55,7 @@ pub struct Command {
     #[arg(short = 'H', long, value_name = "KEY=VALUE", value_parser = key_value)]
     header: Vec<(String, String)>,
     /// Partition of every record; chosen by key, or one after another, unless given
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = number::<u32>)]
     partition: Option<u32>,
     /// An empty value is null, which removes the key from a compacted topic
     #[arg(long)]
@@ -89,7 +93,11 @@ impl Command {
             return Err(LogError::UnknownPartition { topic, partition, count: info.config.partitions }.into());
         }
         if info.config.materialized {
-            let reason = "it is materialized, only its coprocessor writes to it".into();
+            let source = self.topic.as_materialized();
+            let hint = source
+                .map(|(source, _)| format!("; produce to {source}, which it reads"))
+                .unwrap_or_default();
+            let reason = format!("it is materialized, only its coprocessor writes to it{hint}");
             return Err(LogError::NotWritable { topic: self.topic.clone(), reason }.into());
         }
         Ok(())
@@ -108,7 +116,8 @@ impl Command {
             let Some(line) = read_line(&mut input, number)? else { break };
             let produce = self.parse(&line).map_err(|(column, message)| {
                 let at = if column == 0 { String::new() } else { format!(", column {column}") };
-                let message = format!("line {number}{at}: {message}");
+                let example = if self.json { EXAMPLE } else { "" };
+                let message = format!("line {number}{at}: {message}{example}");
                 coded(Exit::Usage, format!("{message}; {}", batches.so_far()))
             })?;
             if let Some(produce) = produce {

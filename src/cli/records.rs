@@ -105,10 +105,17 @@ impl<'de> Visitor<'de> for HeadersVisitor {
 
 /// Reads a record from one line of JSON.
 pub fn parse(line: &[u8]) -> Result<Parsed, BadLine> {
-    let raw: RawRecord<'_> = serde_json::from_slice(line).map_err(|error| {
-        let text = error.to_string();
-        let message = text.split(" at line ").next().unwrap_or(&text).to_owned();
-        BadLine { column: error.column(), message }
+    // A derived reader takes lists too, field after field: nobody means that.
+    if !line.trim_ascii_start().starts_with(b"{") {
+        return Err(no_object(line));
+    }
+    let raw: RawRecord<'_> = serde_json::from_slice(line).map_err(|error| BadLine {
+        column: error.column(),
+        message: if error.is_data() {
+            in_words(&error)
+        } else {
+            format!("this is no JSON: {}", said(&error))
+        },
     })?;
     let headers = raw.headers.0.into_iter().map(header).collect::<Result<_, _>>()?;
     let record = Record {
@@ -118,6 +125,32 @@ pub fn parse(line: &[u8]) -> Result<Parsed, BadLine> {
         timestamp: raw.timestamp,
     };
     Ok(Parsed { record, partition: raw.partition, topic: raw.topic })
+}
+
+fn no_object(line: &[u8]) -> BadLine {
+    match serde_json::from_slice::<IgnoredAny>(line) {
+        Ok(_) => bad("this is JSON, but no object"),
+        Err(error) => {
+            BadLine { column: error.column(), message: format!("this is no JSON: {}", said(&error)) }
+        }
+    }
+}
+
+/// What the reader of JSON says, without the place that we say better.
+fn said(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split(" at line ").next().unwrap_or(&text).to_owned()
+}
+
+/// The same without the names of types.
+fn in_words(error: &serde_json::Error) -> String {
+    let mut text = said(error);
+    for (ours, theirs) in
+        [("expected u32", "expected a number, 0 or more"), ("expected i64", "expected a whole number")]
+    {
+        text = text.replace(ours, theirs);
+    }
+    text
 }
 
 fn bad(message: impl Into<String>) -> BadLine {
@@ -272,7 +305,10 @@ mod tests {
             (r#"{"valeu": "a"}"#, 8, "unknown field `valeu`"),
             (r#"{"partition": -1}"#, 16, "invalid value"),
             (r#"{"value": "a"} more"#, 16, "trailing characters"),
-            ("[1]", 0, "invalid"),
+            ("[1]", 0, "this is JSON, but no object"),
+            ("hello", 1, "this is no JSON: expected value"),
+            (r#"["k", null, "v", null, [], 5, 0, "t", 1, "i"]"#, 0, "no object"),
+            (r#"{"partition": "x"}"#, 17, "expected a number, 0 or more"),
             (r#"{"key": "a", "key_base64": "YQ=="}"#, 0, "twice"),
             (r#"{"key_base64": "?"}"#, 0, "not base64"),
             (r#"{"headers": [{"value": "a"}]}"#, 0, "no key"),

@@ -21,9 +21,6 @@ use crate::ports::{Log, LogError};
 const EVERY: Duration = Duration::from_millis(50);
 
 /// The deployments that are meant.
-///
-/// Once the nodes have stopped it, its committed offsets go too: a deployment of the same name begins anew, where its
-/// --from-offset says. With --keep-offsets it goes on where this one stopped.
 #[derive(Debug, Args)]
 pub struct Command {
     /// Names; kind/name or installation/namespace/kind/name where that is not enough

@@ -79,7 +79,12 @@ impl<'a> DesiredWriter<'a> {
     /// Generations of one identity never restart, because nodes and waiting commands take a higher one for newer: a
     /// deployment that is new, perhaps again, begins behind the end of the topic, which no earlier one of its
     /// generations can have passed, since each took a record.
-    pub fn deploy(&self, pool: &PoolName, identity: &Identity, deployment: Deployment) -> Result<u64, Error> {
+    pub fn deploy(
+        &self,
+        pool: &PoolName,
+        identity: &Identity,
+        deployment: &Deployment,
+    ) -> Result<u64, Error> {
         let problems = deployment.problems();
         if !problems.is_empty() {
             return Err(Error::Invalid(problems));

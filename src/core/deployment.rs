@@ -602,7 +602,7 @@ impl Deployment {
         }
         if batch.commit_interval.0 == 0 || batch.commit_interval >= COMMIT_BUDGET {
             let message = format!(
-                "commitInterval {} is not between 1ms and {COMMIT_BUDGET}, the time that a commit may take",
+                "commitInterval {} is not at least 1ms and less than {COMMIT_BUDGET}, the time that a commit may take",
                 batch.commit_interval
             );
             problems.add("InvalidSpec", "policies.batch.commitInterval", message);
@@ -623,10 +623,11 @@ fn check_env(env: &BTreeMap<String, String>, field: &str, problems: &mut Problem
         if name.is_empty()
             || name.len() > MAX_ENV_NAME
             || name.contains('=')
-            || name.contains(char::is_control)
+            || name.contains(|c: char| c.is_control() || c.is_whitespace())
         {
-            let message =
-                format!("the name must have 1 to {MAX_ENV_NAME} bytes without = and control characters");
+            let message = format!(
+                "the name must have 1 to {MAX_ENV_NAME} bytes without =, white space and control characters"
+            );
             problems.add("InvalidEnv", &field, message);
         }
         if name.starts_with("REDPANDA_") {
@@ -651,7 +652,7 @@ fn check_limits(limits: &Limits, field: &str, problems: &mut Problems) {
     }
     if limits.time_per_record.0 == 0 || limits.time_per_record >= COMMIT_BUDGET {
         let message = format!(
-            "{} is not between 1ms and {COMMIT_BUDGET}: a record must be done before a commit is due",
+            "{} is not at least 1ms and less than {COMMIT_BUDGET}: a record must be done before a commit is due",
             limits.time_per_record
         );
         problems.add("InvalidLimits", format!("{field}.timePerRecord"), message);

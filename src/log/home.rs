@@ -161,6 +161,19 @@ fn check_format(dir: &Path) -> Result<(), LogError> {
 }
 
 fn unusable(path: &Path, error: &std::io::Error) -> LogError {
+    let shown = path.display();
+    match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            return LogError::BadConfig(format!(
+                "{shown} cannot be written by this user ({error}): give the directory to the user that runs coproc, or \
+                 choose another one"
+            ));
+        }
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            return LogError::BadConfig(format!("{shown} is not a directory ({error}): choose another one"));
+        }
+        _ => {}
+    }
     LogError::Storage(format!("{}: {error}", path.display()))
 }
 

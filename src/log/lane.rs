@@ -36,15 +36,22 @@ pub struct Lane {
     transaction: Transaction,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "independent of one another: none follows from the others")]
 struct Slot {
     topic: Arc<Topic>,
     cursor: Cursor,
     paused: bool,
     caught_up: bool,
-    /// It failed and was reported: silent until the session rewinds.
-    failed: bool,
+    health: Health,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Good,
     /// The committed offset is gone, and with it where to read on.
-    lost: bool,
+    Lost,
+    /// It failed and was reported: silent until the session rewinds.
+    Silent,
 }
 
 impl Lane {
@@ -121,7 +128,7 @@ impl Lane {
         self.fresh.clear();
         let slots = starts.into_iter().map(|(at, topic, start)| {
             let cursor = Cursor::at(start);
-            let slot = Slot { topic, cursor, paused: false, caught_up: false, failed: false, lost: false };
+            let slot = Slot { topic, cursor, paused: false, caught_up: false, health: Health::Good };
             self.slots.insert(at.clone(), slot);
             at
         });
@@ -161,7 +168,7 @@ impl Lane {
         };
         for at in after {
             let Some(slot) = self.slots.get_mut(&at) else { continue };
-            if slot.paused || slot.failed || self.revoking.contains(&at) {
+            if slot.paused || slot.health == Health::Silent || self.revoking.contains(&at) {
                 continue;
             }
             let event = slot.read(&self.store, &self.spec, &at, batch);
@@ -191,8 +198,8 @@ impl Slot {
         at: &TopicPartition,
         batch: &mut Batch,
     ) -> Option<Event> {
-        if self.lost && !self.topic.is_deleted() {
-            self.failed = true;
+        if self.health == Health::Lost && !self.topic.is_deleted() {
+            self.health = Health::Silent;
             let error = LogError::BadConfig(format!(
                 "the committed offset is gone, somebody removed group {}: pause and resume the deployment to start \
                  where its start offset says",
@@ -220,7 +227,7 @@ impl Slot {
                 // What was read is handed out first; the failure comes again.
                 Err(_) if !batch.is_empty() => break,
                 Err(error) => {
-                    self.failed = true;
+                    self.health = Health::Silent;
                     return Some(failed(at, error));
                 }
                 Ok(()) if self.cursor.next() == before => break,
@@ -304,10 +311,9 @@ impl LaneSession for Lane {
         for (at, slot) in &mut self.slots {
             // Every slot had its start committed, unless somebody removed the group under it.
             let committed = self.store.committed_at(&self.spec.group, at);
-            slot.lost = committed.is_none();
+            slot.health = if committed.is_some() { Health::Good } else { Health::Lost };
             slot.cursor = Cursor::at(committed.unwrap_or_default());
             slot.caught_up = false;
-            slot.failed = false;
         }
         Ok(())
     }

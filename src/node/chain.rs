@@ -407,7 +407,12 @@ mod tests {
 
     /// Runs to the end: the sources of what came out, in order, how it ended, and in how many calls.
     fn run(chain: &mut Chain) -> (Vec<usize>, Result<(), String>, usize) {
-        let budget = RunBudget { stop: Arc::default(), output_bytes: 100, time: std::time::Duration::MAX };
+        let budget = RunBudget {
+            stop: Arc::default(),
+            output_bytes: 100,
+            time: std::time::Duration::MAX,
+            gently: false,
+        };
         let mut sources = Vec::new();
         for calls in 1..100 {
             let ended = chain.run(&budget);

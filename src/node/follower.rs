@@ -1,5 +1,6 @@
 //! Follows the control topic on a thread of its own, and tells the supervisor what is desired.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -27,7 +28,8 @@ pub fn start(
 ) -> Result<Stoppable, SpawnError> {
     let config = config.clone();
     threads::spawn("coproc-control", move |stop| {
-        let mut follower = Follower { state: DesiredState::default(), config, metrics, changes };
+        let mut follower =
+            Follower { state: DesiredState::default(), config, metrics, changes, history: BTreeMap::new() };
         let mut failures = 0;
         while !stop.load(Ordering::Relaxed) {
             match log.fold(&OwnTopic::Control.name()) {
@@ -59,6 +61,9 @@ struct Follower {
     config: NodeConfig,
     metrics: Arc<NodeMetrics>,
     changes: Sender<Change>,
+    /// What the topic said last of each deployment, while it is read from its start: what was desired once and is not
+    /// any more is nobody's business.
+    history: BTreeMap<Identity, Change>,
 }
 
 impl Follower {
@@ -92,10 +97,26 @@ impl Follower {
                 }
                 _ => {}
             }
-            if self.changes.send(change).is_err() {
+            if !self.pass_on(change) {
                 return false;
             }
         }
         true
+    }
+
+    fn pass_on(&mut self, change: Change) -> bool {
+        match change {
+            Change::Set(_, ref identity, _) | Change::Removed(_, ref identity)
+                if !self.state.is_caught_up() =>
+            {
+                self.history.insert(identity.clone(), change);
+                true
+            }
+            Change::CaughtUp => {
+                let history = std::mem::take(&mut self.history);
+                history.into_values().chain([change]).all(|change| self.changes.send(change).is_ok())
+            }
+            change => self.changes.send(change).is_ok(),
+        }
     }
 }

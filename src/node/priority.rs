@@ -1,5 +1,11 @@
 //! The priority of lane threads: one whose guest failed steps back until it next commits, so that its retries do not
 //! slow its neighbours.
+//!
+//! Linux lets everybody lower the priority of a thread, and only the privileged raise it again: without `CAP_SYS_NICE`, or
+//! an `RLIMIT_NICE` that allows it, a thread that went down stays there. That holds for niceness and for `SCHED_IDLE` alike
+//! (`sched(7)`), and `SCHED_BATCH` takes nothing away from a thread that does not sleep. A fresh thread is no way out: a
+//! lane's clients and guests are made, used and dropped on one. So where this is not allowed the lane is told, and has its
+//! guests rest instead (`RunBudget::gently`).
 
 use std::sync::OnceLock;
 
@@ -7,12 +13,10 @@ use std::sync::OnceLock;
 const LOW: i32 = 19;
 const NORMAL: i32 = 0;
 
-/// Lowers the calling thread's priority, or puts it back. Does nothing where it could not be put back: an ordinary
-/// user may lower a priority, but only a privileged one may raise it.
-pub fn set_low(low: bool) {
-    if *MAY_RAISE.get_or_init(may_raise) {
-        let _ = set(if low { LOW } else { NORMAL });
-    }
+/// Lowers the calling thread's priority, or puts it back: whether the system does. It does nothing where it could not
+/// put it back.
+pub fn set_low(low: bool) -> bool {
+    *MAY_RAISE.get_or_init(may_raise) && set(if low { LOW } else { NORMAL })
 }
 
 static MAY_RAISE: OnceLock<bool> = OnceLock::new();

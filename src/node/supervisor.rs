@@ -126,9 +126,9 @@ impl Supervisor {
                 self.is_dirty = true;
             }
             Change::Removed(_, identity) => {
-                tracing::info!(deployment = %identity, "a deployment is to go");
                 let now_ms = self.now_ms();
                 if let Some(entry) = self.entries.get_mut(&identity) {
+                    tracing::info!(deployment = %identity, "a deployment is to go");
                     entry.desire(None, now_ms);
                 }
                 self.is_dirty = true;
@@ -268,7 +268,7 @@ impl Supervisor {
         match sweeper {
             Ok(sweeper) => self.sweeper = Some(sweeper),
             Err(error) => {
-                tracing::warn!(%error, "unreferenced modules are not removed: tried again in an hour")
+                tracing::warn!(%error, "unreferenced modules are not removed: tried again in an hour");
             }
         }
     }

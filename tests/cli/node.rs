@@ -82,7 +82,11 @@ fn a_materialized_topic_is_reached_by_its_original_name_and_takes_no_records() {
     place.wait_for(&["consume", "in.$result$"], |ran| ran.out == "A\n");
     place.coproc(&["consume", "in._result_"]).succeeds().prints("A\n");
     for name in ["in.$result$", "in._result_"] {
-        place.coproc_with(&["produce", name], b"b\n").exits(4).complains("takes no records");
+        place
+            .coproc_with(&["produce", name], b"b\n")
+            .exits(4)
+            .complains("takes no records")
+            .complains("produce to in,");
     }
     place.coproc(&["topic", "describe", "in.$result$"]).succeeds().says("Materialized:    yes");
 }
@@ -130,13 +134,14 @@ fn a_failing_record_goes_to_the_dead_letters_and_what_it_printed_is_in_the_logs(
     place.coproc(&["consume", "dead", "-o", "json"]).succeeds().says("trap");
     place.wait_for(&["logs", "fails"], |ran| ran.out.contains("oh no, bad\n"));
     place.coproc(&["logs", "fails", "--tail", "1"]).succeeds();
+    place.coproc(&["logs", "fials", "--follow"]).exits(3).complains("there is no coprocessor fials");
     place
         .coproc(&["logs", "fails", "--head", "1", "-o", "wide"])
         .succeeds()
         .says(" WARN node 0: oh no, bad\n");
     place.coproc(&["logs", "fails", "--since", "10m", "-o", "json"]).succeeds().says("\"severityNumber\":13");
     place.coproc(&["logs", "fails", "--since", "2100-01-01"]).succeeds().prints("");
-    place.wait_for(&["describe", "fails"], |ran| ran.out.contains("last error:"));
+    place.wait_for(&["describe", "fails"], |ran| ran.out.contains("last error (over):"));
 }
 
 #[test]
@@ -170,6 +175,7 @@ fn what_node_and_dev_are_told_is_checked() {
     place.coproc(&["node", "-c", "nowhere.yaml"]).exits(3).complains("cannot read nowhere.yaml");
     let config = place.write("node.yaml", "nodeId: 1\nnode: 2\n");
     place.coproc(&["node", "-c", config.to_str().unwrap()]).exits(2).complains("unknown field `node`");
+    place.coproc(&["node", "--node-id", "1000"]).exits(2).complains("1000 is not in");
     place.coproc(&["dev", "--node-id", "1000"]).exits(2).complains("1000 is not in");
     place.coproc(&["dev", "--http", "here"]).exits(2).complains("neither an address");
     place.coproc(&["dev", "--http", "off", "--log-filter", "==="]).exits(2).complains("log filter");
@@ -205,4 +211,24 @@ fn limits_are_swapped_in_and_a_broken_module_changes_nothing() {
     place.coproc_with(&["produce", "in"], b"a\n").succeeds();
     place.wait_for(&["consume", "out"], |ran| ran.out == "A\n");
     place.coproc(&["describe", "uppercase"]).succeeds().says("Generation:   2");
+}
+
+#[test]
+fn a_restart_tells_what_is_desired_not_what_once_was() {
+    let (place, node) = place_with_node();
+    for var in ["A=1", "A=2", "A=3"] {
+        place
+            .coproc(&["deploy", "uppercase.wasm", "-i", "in", "-o", "out", "--var", var, "--wait"])
+            .succeeds();
+    }
+    place
+        .coproc(&["deploy", "uppercase.wasm", "--name", "gone", "-i", "in", "-o", "out", "--wait"])
+        .succeeds();
+    place.coproc(&["remove", "gone"]).succeeds();
+    assert_eq!(node.stop().0, Some(0));
+    let node = place.node();
+    place.wait_for(&["list", "-o", "wide"], |ran| ran.out.contains(" running "));
+    let log = node.log();
+    assert_eq!(log.matches("a deployment is desired").count(), 1, "{log}");
+    assert!(log.contains("generation=3") && !log.contains("is to go") && !log.contains("gone"), "{log}");
 }

@@ -36,13 +36,13 @@ fn a_golden_file_that_differs_is_shown_as_a_diff() {
         .coproc(&["test", "-f", "p/coproc.yaml"])
         .exits(1)
         .says("FAIL p/tests/uppercase.yaml: shouting\n    {\"value\":\"A\"}\n  - {\"value\":\"c\"}\n  + {\"value\":\"B\"}\n")
-        .complains("1 of 1 tests failed");
+        .complains("1 of 1 test failed");
     place.write("p/tests/uppercase.yaml", "input: [{valeu: a}]\noutput: []\n");
     place.coproc(&["test", "-f", "p/coproc.yaml"]).exits(2).complains("unknown field `valeu`");
     place.write("p/tests/uppercase.yaml", "input: []\noutput: []\nerror: trap\n");
     place.coproc(&["test", "-f", "p/coproc.yaml"]).exits(1).says("one was to fail with trap");
     place.write("p/tests/lines.jsonl", "{\"input\": {\"value\": \"x\"}}\n{\"output\": {\"value\": \"X\"}}\n");
-    place.coproc(&["test", "-f", "p/coproc.yaml", "p/tests/lines.jsonl"]).succeeds().says("1 tests passed");
+    place.coproc(&["test", "-f", "p/coproc.yaml", "p/tests/lines.jsonl"]).succeeds().says("1 test passed\n");
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn topic_names_that_cannot_be_are_refused() {
         ("", 2, "is empty"),
         (&"x".repeat(250), 2, "has 250 bytes"),
         ("coprocessor_status_topic", 4, "one of coproc's own topics"),
-        ("a._b_", 4, "materialized"),
+        ("a._b_", 4, "a coprocessor that reads a is deployed with `--output-topic b --materialized`"),
         ("a.$b$", 4, "materialized"),
         ("a.$b", 2, "source.$dest$"),
     ] {
@@ -115,9 +115,14 @@ fn what_produce_cannot_take_is_refused_and_nothing_of_it_is_written() {
             &["t", "--json"][..],
             &b"{\"value\":\"a\"}\n{\"value\": oops}\n"[..],
             2,
-            "line 2, column 11: expected value",
+            "line 2, column 11: this is no JSON: expected value; a line is like {\"key\"",
         ),
-        (&["t", "--json"], b"{\"value\":\"a\"}\n[1]\n", 2, "line 2"),
+        (
+            &["t", "--json"],
+            b"{\"value\":\"a\"}\n[1]\n",
+            2,
+            "line 2: this is JSON, but no object; a line is like",
+        ),
         (
             &["t", "--json"],
             b"{\"value\":\"a\"}\n{\"key_base64\":\"?\"}\n",
@@ -144,7 +149,11 @@ fn what_produce_cannot_take_is_refused_and_nothing_of_it_is_written() {
     place.coproc(&["consume", "t"]).succeeds().prints("");
     for (args, code, says) in [
         (&["nowhere"][..], 3, "topic nowhere does not exist"),
+        (&["t.$x$"], 3, "a coprocessor that reads t is deployed with `--output-topic x --materialized`"),
         (&["t", "-p", "7"], 3, "there is no partition 7"),
+        (&["t", "-p", "-1"], 2, "write a number, 0 or more"),
+        (&["t", "-n", "-1"], 2, "write a number, 0 or more"),
+        (&["t", "--from", "1"], 3, "offset 1 of t/0 is not written yet"),
         (&["t", "--from", "begin"], 2, "write start, end, an offset"),
     ] {
         place.coproc(&[&["consume"], args].concat()).exits(code).complains(says);
@@ -183,7 +192,11 @@ fn records_are_found_by_id() {
     }
     for (args, code, says) in [
         (&["range", "t", "abc"][..], 2, "is no place in a topic"),
-        (&["range", "t", ":9"], 3, "offset 9 of t/0 is gone"),
+        (
+            &["range", "t", ":9"],
+            3,
+            "offset 9 of t/0 is not written yet: the first one there is 0, the next to be written 5",
+        ),
         (&["range", "nowhere"], 3, "topic nowhere does not exist"),
         (&["length", "t", "-p", "3"], 3, "there is no partition 3"),
     ] {

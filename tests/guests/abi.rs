@@ -1,9 +1,10 @@
 //! Every edge of the transform ABI, by hand-written guests.
 
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use coproc::core::record::{Payload, Record};
-use coproc::ports::{GuestClass, Run};
+use coproc::ports::{GuestClass, Run, RunBudget};
 use proptest::prelude::*;
 
 use crate::harness::{Host, batch, budget, failure, give, records, shown, wat};
@@ -104,6 +105,49 @@ fn asking_without_end_buys_no_time() {
         let failure = failure(give(host.start().as_mut(), &["a", "b"]).0);
         assert_eq!(failure.class, GuestClass::Timeout, "{what}: {failure}");
     }
+}
+
+#[test]
+fn a_guest_that_lets_others_go_first_rests_and_keeps_its_time() {
+    let limit = Duration::from_millis(200);
+    let host = Host::wat("(func $each (param $len i32) (loop $ever (br $ever)))").time(limit);
+    let mut guest = host.start();
+    guest.offer(batch(&["a"]), 0);
+    let begin = Instant::now();
+    let failure = failure(guest.run(&RunBudget { gently: true, ..budget() }));
+    assert_eq!(failure.class, GuestClass::Timeout, "{failure}");
+    // On a machine with nothing else to do it is four times the limit; never less than what it ran and rested.
+    assert!(begin.elapsed() > limit * 2, "it took {:?}", begin.elapsed());
+}
+
+#[test]
+fn a_guest_in_a_long_record_is_given_up_when_its_lane_ends() {
+    let host = Host::wat(
+        r#"(import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+        (data (i32.const 300) "here\n")
+        (func $each (param $len i32)
+            (call $copy (local.get $len))
+            (if (i32.eq (i32.load8_u (i32.const 1026)) (i32.const 64))
+                (then
+                    (i32.store (i32.const 200) (i32.const 300)) (i32.store (i32.const 204) (i32.const 5))
+                    (drop (call $fd_write (i32.const 1) (i32.const 200) (i32.const 1) (i32.const 220)))
+                    (loop $ever (br $ever)))))"#,
+    );
+    let mut guest = host.start();
+    guest.offer(batch(&["a", "@", "b"]), 0);
+    let budget = budget();
+    let (stop, lines) = (budget.stop.clone(), host.lines.clone());
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while lines.take().is_empty() {
+                std::thread::yield_now();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(guest.run(&budget), Run::Suspended);
+    });
+    assert_eq!((guest.completed(), shown(guest.outputs())), (1, vec!["0/0:a".to_owned()]));
+    assert!(matches!(guest.run(&self::budget()), Run::Failed(_)), "it is not entered again");
 }
 
 #[test]

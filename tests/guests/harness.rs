@@ -198,6 +198,7 @@ pub fn budget() -> RunBudget {
         stop: Arc::new(AtomicBool::new(false)),
         output_bytes: usize::MAX,
         time: Duration::from_hours(1),
+        gently: false,
     }
 }
 

@@ -48,13 +48,18 @@ pub fn run_directory() -> &'static PathBuf {
 
 /// A client; with `user`, one that acts as that user.
 pub async fn client_as(user: Option<&str>) -> Client {
+    Client::try_from(config(user).await).unwrap()
+}
+
+/// The way to the API server.
+pub async fn config(user: Option<&str>) -> Config {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     let file = Kubeconfig::read_from(run_directory().join("admin.kubeconfig")).unwrap();
     let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
     config.auth_info.impersonate = user.map(str::to_owned);
-    Client::try_from(config).unwrap()
+    config
 }
 
 /// A client that may do anything, with the definitions installed.

@@ -30,6 +30,15 @@ struct State {
     groups: BTreeMap<ConsumerGroup, usize>,
     is_down: bool,
     transactions: usize,
+    crash: Option<Crash>,
+}
+
+/// Ends the process that writes, as far as the log can: from then on its calls do not come back.
+struct Crash {
+    at_write: usize,
+    /// Whether the write has happened then.
+    is_after: bool,
+    told: std::sync::Arc<tokio::sync::Notify>,
 }
 
 /// The log; clones share it.
@@ -51,6 +60,41 @@ impl Memory {
     pub fn set_down(&self, is_down: bool) {
         self.0.0.lock().is_down = is_down;
         self.0.1.notify_all();
+    }
+
+    /// Ends whoever makes the write of this number, counted from 1, before or after it; tells when it happens.
+    pub fn crash_at(&self, at_write: usize, is_after: bool, told: &Arc<tokio::sync::Notify>) {
+        self.0.0.lock().crash = Some(Crash { at_write, is_after, told: told.clone() });
+    }
+
+    /// What crashed is gone: its calls end, and nobody else crashes.
+    pub fn bury(&self) {
+        self.0.0.lock().crash = None;
+        self.0.1.notify_all();
+    }
+
+    /// A change of what is in the log.
+    fn write<T>(&self, act: impl FnOnce(&mut State) -> Result<T, LogError>) -> Result<T, LogError> {
+        let dead = || LogError::Unavailable("this process is dead".into());
+        let due = self.0.0.lock().crash.as_mut().map(|crash| {
+            crash.at_write = crash.at_write.saturating_sub(1);
+            (crash.at_write == 0, crash.is_after)
+        });
+        let result = match due {
+            Some((true, false)) => Err(dead()),
+            _ => self.with(act),
+        };
+        if due.is_some_and(|(is_due, _)| is_due) {
+            let mut state = self.0.0.lock();
+            if let Some(crash) = &state.crash {
+                crash.told.notify_one();
+            }
+            while state.crash.is_some() {
+                self.0.1.wait(&mut state);
+            }
+            return Err(dead());
+        }
+        result
     }
 
     /// Makes a topic of so many partitions.
@@ -156,7 +200,7 @@ impl Log for Memory {
     }
 
     fn produce(&self, records: &[Produce]) -> Result<Vec<Produced>, LogError> {
-        self.with(|state| {
+        self.write(|state| {
             for produce in records {
                 let key = produce.record.key.clone().unwrap_or_default();
                 append(state, &produce.topic, Keyed { key, value: produce.record.value.clone() })?;
@@ -229,7 +273,7 @@ impl Offsets for Memory {
     }
 
     fn delete(&self, group: &ConsumerGroup) -> Result<(), LogError> {
-        self.with(|state| {
+        self.write(|state| {
             state.groups.remove(group);
             Ok(())
         })
@@ -245,7 +289,7 @@ struct Writer {
 
 impl FencedWriter for Writer {
     fn write(&mut self, records: &[Keyed]) -> Result<(), LogError> {
-        self.memory.with(|state| {
+        self.memory.write(|state| {
             if state.epochs.get(&self.id) != Some(&self.epoch) {
                 return Err(LogError::Fenced(self.id.clone()));
             }

@@ -210,7 +210,7 @@ impl Rig {
         let deployment = deployment(&digests, input, outputs, more);
         let _alone = alone();
         let writer = DesiredWriter::new(self.log.as_ref(), Installation::default_name());
-        writer.deploy(&self.pool, &identity_of(name), deployment)
+        writer.deploy(&self.pool, &identity_of(name), &deployment)
     }
 
     pub fn upload(&self, module: &[u8]) -> Digest {
@@ -220,7 +220,7 @@ impl Rig {
 
     pub fn put(&self, name: &str, deployment: Deployment) {
         let _alone = alone();
-        self.writer().deploy(&self.pool, &identity_of(name), deployment).unwrap();
+        self.writer().deploy(&self.pool, &identity_of(name), &deployment).unwrap();
     }
 
     pub fn set_paused(&self, name: &str, paused: bool) {

@@ -97,6 +97,7 @@ impl Lane {
                 .saturating_sub(self.pending.bytes_out as usize)
                 .max(1),
             time: left.unwrap_or(policy.commit_interval.duration()).max(MIN_RUN),
+            gently: self.is_gentle,
         }
     }
 
@@ -246,7 +247,7 @@ impl Lane {
         self.parts.shared.error(self.parts.clock.wall_ms(), reason, failure.to_string());
         if !self.is_low {
             self.is_low = true;
-            (self.parts.low_priority)(true);
+            self.is_gentle = !(self.parts.low_priority)(true);
         }
     }
 
@@ -269,7 +270,13 @@ impl Lane {
         let (now, jitter) = (self.now(), self.jitter());
         let verdict = self.machine.guest_failed(&at, offset, now, jitter);
         let message = format!("record {at}@{offset}, attempt {attempts}: {failure}");
-        tracing::warn!(deployment = %self.plan.identity, ?verdict, "{message}");
+        let next = match &verdict {
+            Verdict::Retry { .. } => "it is tried again",
+            Verdict::Halt => "its partition stops there",
+            Verdict::Skip => "it is left out",
+            Verdict::DeadLetter => "it goes to the dead letters",
+        };
+        tracing::warn!(deployment = %self.plan.identity, "{message}: {next}");
         self.parts.shared.error(self.parts.clock.wall_ms(), "GuestFailed", message.clone());
         match verdict {
             Verdict::Retry { .. } => {

@@ -1,26 +1,26 @@
 //! One deployment on this node: what is desired, what is loaded, what runs, and the next step between them.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod about;
+mod swap;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, TryRecvError};
-
 use crate::control::desired::Desired;
 use crate::core::deployment::{Delivery, Deployment};
-use crate::core::ledger::TopicPartition;
 use crate::core::names::{Identity, TopicName};
 use crate::core::record::TimestampMs;
 use crate::core::retry::RetrySchedule;
-use crate::core::status::{DeploymentStatus, LastError, PartitionStatus, State};
-use crate::node::chain::StepFailure;
-use crate::node::lane::report::{LaneReport, LaneShared, PartitionReport};
-use crate::node::lane::{Command, End, LaneParts};
+use crate::core::status::{LastError, State};
+use crate::node::lane::report::LaneShared;
+use crate::node::lane::{End, LaneParts};
 use crate::node::lane_thread::LaneHandle;
 use crate::node::loader::{LoadError, Request};
 use crate::node::plan::{ChainPlan, Difference, LanePlan, difference};
 use crate::node::priority;
 use crate::node::supervisor::Context;
+use crate::node::supervisor::entry::swap::Swapping;
 use crate::node::supervisor::topics::{self, NotReady};
 use crate::ports::LogError;
 
@@ -48,49 +48,6 @@ struct Running {
     plan: LanePlan,
     lanes: Vec<LaneHandle>,
     since: Instant,
-}
-
-/// Lanes that were told to swap.
-struct Swapping {
-    plan: LanePlan,
-    replies: Vec<Reply>,
-    /// Some lane could not, so the others are told to go back: why, and when they are told again if they cannot either.
-    undoing: Option<(StepFailure, Instant)>,
-}
-
-/// A lane's answer to a swap.
-enum Reply {
-    Awaited(Receiver<Result<(), StepFailure>>),
-    Given(Result<(), StepFailure>),
-}
-
-impl Reply {
-    /// Tells a lane to exchange its chain.
-    fn to_swap(lane: &LaneHandle, plan: &LanePlan) -> Self {
-        let (reply, told) = crossbeam_channel::bounded(1);
-        // A lane that ended has closed its mailbox; `look_at_lanes` sees to it.
-        let _ = lane.commands.try_send(Command::Swap { plan: Box::new(plan.clone()), reply });
-        Self::Awaited(told)
-    }
-
-    fn failure(&self) -> Option<&StepFailure> {
-        match self {
-            Self::Given(Err(failure)) => Some(failure),
-            _ => None,
-        }
-    }
-
-    /// Whether the lane has answered. One that ended without an answer is seen to elsewhere.
-    fn is_given(&mut self) -> bool {
-        if let Self::Awaited(reply) = self {
-            match reply.try_recv() {
-                Ok(given) => *self = Self::Given(given),
-                Err(TryRecvError::Disconnected) => *self = Self::Given(Ok(())),
-                Err(TryRecvError::Empty) => return false,
-            }
-        }
-        true
-    }
 }
 
 /// One deployment on this node.
@@ -200,18 +157,15 @@ impl Entry {
         match &desired {
             Some(Desired::Deployment(deployment)) => {
                 let problems = deployment.problems();
-                match problems.first() {
+                if let Some(first) = problems.first() {
                     // What runs goes on as it is, and what was to be done about it is still to be done.
-                    Some(first) => {
-                        let settled = self.settled;
-                        let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                        self.refuse(first.reason, all.join("; "), now_ms);
-                        self.settled = settled;
-                    }
-                    None => {
-                        self.wanted = Some(Arc::new((**deployment).clone()));
-                        self.begin_anew();
-                    }
+                    let settled = self.settled;
+                    let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                    self.refuse(first.reason, all.join("; "), now_ms);
+                    self.settled = settled;
+                } else {
+                    self.wanted = Some(Arc::new((**deployment).clone()));
+                    self.begin_anew();
                 }
             }
             Some(Desired::Unsupported { schema, .. }) => {
@@ -443,69 +397,6 @@ impl Entry {
         self.settled = true;
     }
 
-    fn swap(&mut self, plan: &LanePlan) {
-        let Some(running) = &self.running else { return };
-        let replies = running.lanes.iter().map(|lane| Reply::to_swap(lane, plan)).collect();
-        self.swapping = Some(Swapping { plan: plan.clone(), replies, undoing: None });
-    }
-
-    /// All lanes end on the same modules: the new ones, or where one of them cannot, all on the old ones.
-    fn look_at_swap(&mut self, context: &Context) {
-        let (Some(swapping), Some(running)) = (&mut self.swapping, &self.running) else { return };
-        // Every lane is asked, so no short circuit.
-        if !swapping.replies.iter_mut().fold(true, |all, reply| reply.is_given() & all) {
-            return;
-        }
-        let failure = swapping.replies.iter().find_map(Reply::failure).cloned();
-        match (&swapping.undoing, failure) {
-            (None, None) => self.swapped(context),
-            (None, Some(failure)) => {
-                let back = |(lane, reply): (&LaneHandle, &Reply)| match reply.failure() {
-                    None => Reply::to_swap(lane, &running.plan),
-                    Some(_) => Reply::Given(Ok(())),
-                };
-                swapping.replies = running.lanes.iter().zip(&swapping.replies).map(back).collect();
-                swapping.undoing = Some((failure, Instant::now() + RETRY.initial));
-            }
-            (Some((failure, _)), None) => {
-                let (deployment, failure) = (swapping.plan.deployment.clone(), failure.clone());
-                self.swapping = None;
-                self.not_swapped(deployment, &failure, context.parts.clock.wall_ms());
-            }
-            (Some((first, at)), Some(failure)) if *at <= Instant::now() => {
-                tracing::warn!(deployment = %self.identity, %failure, "a lane does not get back to its old modules: told again");
-                let again = |(lane, reply): (&LaneHandle, &Reply)| match reply.failure() {
-                    None => Reply::Given(Ok(())),
-                    Some(_) => Reply::to_swap(lane, &running.plan),
-                };
-                let undoing = Some((first.clone(), Instant::now() + RETRY.initial));
-                swapping.replies = running.lanes.iter().zip(&swapping.replies).map(again).collect();
-                swapping.undoing = undoing;
-            }
-            (Some(_), Some(_)) => {}
-        }
-    }
-
-    fn swapped(&mut self, context: &Context) {
-        let (Some(swapping), Some(running)) = (self.swapping.take(), &mut self.running) else { return };
-        let name = self.identity.display_name();
-        context.metrics.set_modules(&name, &modules_of(&running.plan), false);
-        context.metrics.set_modules(&name, &modules_of(&swapping.plan), true);
-        let generation = swapping.plan.deployment.generation;
-        tracing::info!(deployment = %self.identity, generation, "the chain was swapped");
-        running.plan = swapping.plan;
-        self.attempt = 0;
-        self.reason = None;
-        self.last_error = None;
-    }
-
-    fn not_swapped(&mut self, deployment: Arc<Deployment>, failure: &StepFailure, now_ms: TimestampMs) {
-        let generation = deployment.generation;
-        let message = format!("generation {generation} does not start, the one before goes on: {failure}");
-        self.load = Load::Failed { deployment, retry_at: None };
-        self.refuse("GuestStartFailed", message, now_ms);
-    }
-
     /// A lane that ended by itself takes the others with it; then all are started again, or not.
     fn look_at_lanes(&mut self, context: &Context) {
         let Some(running) = &self.running else { return };
@@ -576,79 +467,12 @@ impl Entry {
         // Every lane is waited for, so no short circuit.
         lanes.into_iter().fold(true, |all, lane| lane.stop_by(deadline) & all)
     }
-
-    fn generation(&self) -> u64 {
-        match (&self.running, &self.desired) {
-            (Some(running), _) => running.plan.deployment.generation,
-            (None, Some(desired)) => desired.generation(),
-            (None, None) => 0,
-        }
-    }
-
-    /// What the status says of it.
-    pub fn status(&self) -> DeploymentStatus {
-        let deployment =
-            self.running.as_ref().map(|running| &running.plan.deployment).or(self.wanted.as_ref());
-        let described = match (&deployment, &self.desired) {
-            (Some(deployment), _) => Some(deployment.as_ref()),
-            (None, Some(Desired::Deployment(invalid))) => Some(invalid.as_ref()),
-            _ => None,
-        };
-        let lanes = self.running.iter().flat_map(|running| &running.lanes);
-        let reports: Vec<_> = match &self.running {
-            Some(_) => lanes.map(|lane| lane.shared.report()).collect(),
-            None => self.last.iter().map(|shared| shared.report()).collect(),
-        };
-        let state = match &self.running {
-            Some(_) => reports.iter().map(|report| report.state).max_by_key(|state| severity(*state)),
-            None => None,
-        };
-        let partitions = partitions(&reports);
-        let of_lanes = reports.iter().filter_map(|report| report.last_error.clone());
-        let last_error = of_lanes.chain(self.last_error.clone()).max_by_key(|error| error.time);
-        DeploymentStatus {
-            identity: self.identity.clone(),
-            input_topics: described.map(|found| found.inputs().to_vec()).unwrap_or_default(),
-            description: described.map(|found| found.description.clone()).unwrap_or_default(),
-            state: state.unwrap_or(self.state),
-            reason: self.reason.clone(),
-            generation: self.generation(),
-            digest: described.and_then(|found| found.steps.first()).map(|step| step.module.digest),
-            delivery: reports.iter().find_map(|report| report.delivery).map(str::to_owned),
-            partitions,
-            last_error,
-            truncated: false,
-        }
-    }
 }
 
 /// The number of failures in a row, with the one of lanes that had run for so long.
 fn attempts(before: u32, ran: Duration) -> u32 {
     // Long enough for the longest wait to be none of this failure's: it is a new one.
     if ran >= RETRY.max { 1 } else { before.saturating_add(1) }
-}
-
-/// The partitions of all lanes. One that moved between lanes that end stands where it got furthest.
-fn partitions(reports: &[LaneReport]) -> Vec<PartitionStatus> {
-    let mut all: BTreeMap<&TopicPartition, &PartitionReport> = BTreeMap::new();
-    for (at, report) in reports.iter().flat_map(|report| &report.partitions) {
-        let known = all.entry(at).or_insert(report);
-        if report.committed > known.committed {
-            *known = report;
-        }
-    }
-    all.into_iter().map(|(at, report)| report.to_status(at)).collect()
-}
-
-/// Which of several lanes' states stands for all.
-fn severity(state: State) -> u8 {
-    match state {
-        State::Failed => 5,
-        State::Retrying => 4,
-        State::Starting => 3,
-        State::Pending => 2,
-        _ => 1,
-    }
 }
 
 fn modules_of(plan: &LanePlan) -> Vec<(String, String)> {

@@ -17,6 +17,9 @@ use super::work::{Slot, Work};
 
 /// Ticks after which a guest in the middle of a record is looked at: whether it is to stop.
 const LOOK_TICKS: u64 = 20;
+/// The same for one that lets others go first, and how long it rests then.
+const GENTLE_TICKS: u64 = 2;
+const REST: Duration = TICK.saturating_mul(6);
 /// Ticks that a guest has for its record once it is told to stop.
 const GRACE_TICKS: u64 = (1_000 / TICK.as_millis()) as u64;
 
@@ -99,6 +102,18 @@ impl State {
     }
 }
 
+impl State {
+    /// Whether others come first.
+    fn is_gentle(&self) -> bool {
+        self.work.as_ref().is_some_and(|work| work.gently)
+    }
+
+    /// Ticks until it is looked at again.
+    fn next_look(&self) -> u64 {
+        if self.is_gentle() { GENTLE_TICKS } else { LOOK_TICKS }
+    }
+}
+
 /// Takes the lines of no guest.
 struct Nobody;
 
@@ -112,7 +127,8 @@ pub(super) fn rearm(mut store: impl AsContextMut<Data = State>) {
     let state = store.data_mut();
     let ticks = state.time_limit_ticks;
     state.deadline = state.clock.now().saturating_add(ticks);
-    store.set_epoch_deadline(ticks.min(LOOK_TICKS));
+    let next_look = state.next_look();
+    store.set_epoch_deadline(ticks.min(next_look));
 }
 
 /// Looks at a guest that is in the middle of a record: whether its time is up, or its lane ends.
@@ -129,7 +145,13 @@ pub(super) fn look(mut store: StoreContextMut<'_, State>) -> wasmtime::Result<Up
             return Err(Trap::Interrupt.into());
         }
     }
-    Ok(UpdateDeadline::Continue((state.deadline - now).min(LOOK_TICKS)))
+    if state.is_gentle() {
+        // On the lane's thread, which is what is to be slow.
+        std::thread::sleep(REST);
+        state.deadline += state.clock.now() - now;
+    }
+    let left = state.deadline.saturating_sub(state.clock.now());
+    Ok(UpdateDeadline::Continue(left.min(state.next_look())))
 }
 
 /// The environment as `KEY=value`.

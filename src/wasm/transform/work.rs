@@ -43,6 +43,8 @@ pub(super) struct Work {
     stop: Arc<AtomicBool>,
     output_budget: usize,
     until_tick: u64,
+    /// Whether it rests in between.
+    pub(super) gently: bool,
 }
 
 impl Work {
@@ -61,6 +63,7 @@ impl Work {
         }
         self.output_budget = budget.output_bytes.max(1);
         self.until_tick = until_tick;
+        self.gently = budget.gently;
     }
 
     /// How many records are done.

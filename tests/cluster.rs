@@ -1,0 +1,339 @@
+//! End to end: a real one-node cluster, real Kafka, a real registry, the chart, the README's example, and what people
+//! do with it. One test, because a cluster costs half a minute: each part says in a line what it has shown.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what is wrong by failing")]
+
+#[path = "cluster/world.rs"]
+mod world;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use world::{NAMESPACE, World, condition, fenced, root, until};
+
+const UPPERCASE: &str = include_str!("../src/cli/templates/wat/module.wat.template");
+const GROUP: &str = "coproc.default.coproc-system.coprocessor.shout";
+const CONTROL_KEY: &str = "deployment/default/coproc-system/default/coprocessor/shout";
+
+/// Lower case, by two changes of the module for upper case.
+fn lowercase() -> String {
+    UPPERCASE.replace("(i32.const 97)", "(i32.const 65)").replace(
+        "(i32.sub (local.get $letter) (i32.const 32))",
+        "(i32.add (local.get $letter) (i32.const 32))",
+    )
+}
+
+/// A module that ends before it asks for a record.
+const BROKEN: &str = r#"(module (import "redpanda_transform" "check_abi_version_2" (func $check))
+    (memory (export "memory") 1) (func (export "_start") (call $check) unreachable))"#;
+
+fn install(world: &World, tag: &str) {
+    let bootstrap = format!("pool.bootstrapServers={{{}}}", world.of("BOOTSTRAP"));
+    let insecure = format!("pool.spec.registry.insecure={{{}}}", world.of("REGISTRY"));
+    let host = world.of("REGISTRY").split(':').next().unwrap();
+    let private = format!("pool.spec.registry.privateHosts={{{host}}}");
+    let repository = format!("image.repository={}", world.of("REPOSITORY"));
+    let tag = format!("image.tag={tag}");
+    let mut arguments = vec!["upgrade", "--install", "coproc", "charts/coproc", "-n", NAMESPACE];
+    for set in [&bootstrap, &insecure, &private, &repository, &tag] {
+        arguments.extend(["--set", set.as_str()]);
+    }
+    arguments.extend(["--wait", "--timeout", "3m"]);
+    world.run("helm", &arguments);
+}
+
+fn pods(world: &World, component: &str) -> Vec<Value> {
+    world.list("pods", &format!("app.kubernetes.io/component={component}"))
+}
+
+/// Names, uids and restarts: what changes when a pod is another one.
+fn lives(world: &World) -> BTreeMap<String, (String, i64)> {
+    let life = |pod: &Value| {
+        let at = &pod["metadata"];
+        let restarts = pod["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or(-1);
+        (at["name"].as_str().unwrap().to_owned(), (at["uid"].as_str().unwrap().to_owned(), restarts))
+    };
+    pods(world, "runtime").iter().map(life).collect()
+}
+
+/// The members of the group, as Kafka's own tool lists them: a rebalance makes other ids.
+fn members(world: &World) -> Vec<String> {
+    let told = world.kafka_tool(
+        "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+        &["--describe", "--members", "--group", GROUP],
+    );
+    let mut ids: Vec<String> = told
+        .lines()
+        .filter_map(|line| line.strip_prefix(GROUP)?.split_whitespace().next().map(str::to_owned))
+        .collect();
+    ids.sort();
+    ids
+}
+
+fn set_image(world: &World, image: &str) {
+    let patch = json!({"spec": {"module": {"image": image}}}).to_string();
+    world.kubectl(&["patch", "coprocessor", "shout", "--type=merge", "-p", &patch]);
+}
+
+fn wait_ready(world: &World) {
+    world.kubectl(&["wait", "--for=condition=Ready", "coprocessor/shout", "--timeout=90s"]);
+}
+
+/// Waits until the conditions speak of the newest generation, and are as wanted.
+fn wait_for(world: &World, kind: &str, status: &str) -> Value {
+    let mut last = Value::Null;
+    let told = until(&format!("{kind}={status}"), 90, || {
+        last = world.get("coprocessor", "shout");
+        let is_current = last["status"]["observedGeneration"] == last["metadata"]["generation"];
+        (is_current && condition(&last, kind)["status"] == status).then(|| last.clone())
+    });
+    told
+}
+
+fn numbers(prefix: &str, range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|i| format!("{prefix}{i:06}")).collect()
+}
+
+fn wait_values(world: &World, topic: &str, wanted: &[String]) {
+    let mut wanted = wanted.to_vec();
+    wanted.sort();
+    let mut last = Vec::new();
+    let end = Instant::now() + Duration::from_secs(90);
+    loop {
+        let found = world.values(topic);
+        if found == wanted {
+            return;
+        }
+        let is_late = Instant::now() > end;
+        assert!(!is_late, "{topic} has {} values, {} are wanted: {last:?}", found.len(), wanted.len());
+        last = found.into_iter().filter(|value| !wanted.contains(value)).take(5).collect();
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// What was shown, and how long after the start.
+struct Story(Instant);
+
+impl Story {
+    fn tell(&self, what: &str) {
+        eprintln!("[{:5.1} s] {what}", self.0.elapsed().as_secs_f64());
+    }
+}
+
+#[test]
+fn from_helm_install_to_delete() {
+    let story = Story(Instant::now());
+    let world = World::start();
+    story.tell("cluster, Kafka and registry run");
+    for topic in ["orders", "orders-loud"] {
+        world.coproc(&["topic", "create", topic, "--partitions", "3"]);
+    }
+    let upper = world.push("shout:1.0.0", UPPERCASE);
+    let labels = "pod-security.kubernetes.io/enforce=restricted";
+    world.run("kubectl", &["create", "namespace", NAMESPACE]);
+    world.run("kubectl", &["label", "namespace", NAMESPACE, labels]);
+    install(&world, world.of("TAG"));
+    world.kubectl(&["wait", "--for=condition=Ready", "runtimepool/default", "--timeout=120s"]);
+    story.tell("helm install: the operator and a pool of one node are ready in a restricted namespace");
+
+    let mut written = the_readme_example(&world);
+    story.tell("the README's example transforms; get, wait and lag tell the truth");
+    written.extend(a_module_is_swapped(&world));
+    story.tell("a changed module is swapped: no pod restarted, no rebalance");
+    written.extend(a_broken_module_leaves_the_old_one(&world));
+    story.tell("a broken module leaves the old one running, and says so");
+    written.extend(back_by_digest(&world, &upper));
+    story.tell("back to the first version by its digest");
+    written.extend(a_registry_that_is_away(&world));
+    story.tell("a registry that is away: the new image waits with a condition, the old one runs");
+    written.extend(scaling_loses_nothing(&world));
+    story.tell("1 -> 3 -> 1 nodes under load: each record once");
+    written.extend(an_upgrade_loses_nothing(&world));
+    story.tell("helm upgrade: a new operator, the old pods, each record once");
+    wait_values(&world, "orders-loud", &written);
+    deletion_leaves_users_topics(&world);
+    story.tell("kubectl delete: group, control and status records are gone, topics are there");
+    world.run("helm", &["uninstall", "coproc", "-n", NAMESPACE, "--wait"]);
+    until("the nodes are gone", 60, || pods(&world, "runtime").is_empty().then_some(()));
+    story.tell("helm uninstall");
+}
+
+fn the_readme_example(world: &World) -> Vec<String> {
+    let example = fenced(&root().join("README.md"), "yaml", "kind: Coprocessor");
+    world.apply(&example.replace("registry.example", world.of("REGISTRY")));
+    wait_ready(world);
+    let wanted = numbers("UP", 0..1000);
+    world.produce("orders", wanted.iter().map(|text| text.to_lowercase()));
+    wait_values(world, "orders-loud", &wanted);
+    let found = until("the lag is 0", 60, || {
+        let found = world.get("coprocessor", "shout");
+        (found["status"]["lag"] == 0).then_some(found)
+    });
+    let digest = found["status"]["module"]["digest"].as_str().unwrap();
+    assert!(digest.starts_with("sha256:"), "{digest}");
+    let table = world.kubectl(&["get", "coprocessors", "-o", "wide"]);
+    let short = found["status"]["module"]["shortDigest"].as_str().unwrap();
+    for word in ["True", "Running", "0", short, "shout:1.0.0"] {
+        assert!(table.contains(word), "{word}: {table}");
+    }
+    eprintln!("{table}");
+    wanted
+}
+
+fn a_module_is_swapped(world: &World) -> Vec<String> {
+    let before = (lives(world), members(world));
+    assert!(!before.1.is_empty(), "the group has members");
+    let image = world.push("shout:2.0.0", &lowercase());
+    let old = world.get("coprocessor", "shout")["status"]["module"]["digest"].clone();
+    set_image(world, &format!("{}/shout:2.0.0", world.of("REGISTRY")));
+    let ready = until("the new module runs", 90, || {
+        let found = world.get("coprocessor", "shout");
+        let is_new = found["status"]["module"]["digest"] != old;
+        (is_new && condition(&found, "Ready")["status"] == "True").then_some(found)
+    });
+    assert!(
+        ready["status"]["module"]["pinnedImage"].as_str().unwrap().contains(image.split('@').nth(1).unwrap())
+    );
+    let wanted = numbers("low", 0..500);
+    world.produce("orders", wanted.iter().map(|text| text.to_uppercase()));
+    until("they come out", 60, || {
+        (world.values("orders-loud").iter().filter(|value| value.starts_with("low")).count() == 500)
+            .then_some(())
+    });
+    assert_eq!((lives(world), members(world)), before, "a swap restarted or rebalanced");
+    wanted
+}
+
+fn a_broken_module_leaves_the_old_one(world: &World) -> Vec<String> {
+    world.push("shout:3.0.0", BROKEN);
+    let before = lives(world);
+    set_image(world, &format!("{}/shout:3.0.0", world.of("REGISTRY")));
+    let told = wait_for(world, "Stalled", "True");
+    let ready = condition(&told, "Ready");
+    assert_eq!((&ready["status"], &told["status"]["phase"]), (&json!("False"), &json!("Degraded")));
+    assert!(!ready["message"].as_str().unwrap().is_empty());
+    eprintln!("{}: {}", ready["reason"], ready["message"]);
+    let wanted = numbers("still", 0..200);
+    world.produce("orders", wanted.iter().map(|text| text.to_uppercase()));
+    until("the old one goes on", 60, || {
+        (world.values("orders-loud").iter().filter(|value| value.starts_with("still")).count() == 200)
+            .then_some(())
+    });
+    assert_eq!(lives(world), before);
+    wanted
+}
+
+fn back_by_digest(world: &World, pinned: &str) -> Vec<String> {
+    let (name, digest) = pinned.split_once('@').unwrap();
+    let repository = name.rsplit_once(':').unwrap().0;
+    set_image(world, &format!("{repository}@{digest}"));
+    wait_ready(world);
+    wait_for(world, "Ready", "True");
+    let wanted = numbers("BACK", 0..200);
+    world.produce("orders", wanted.iter().map(|text| text.to_lowercase()));
+    until("they come out", 60, || {
+        (world.values("orders-loud").iter().filter(|value| value.starts_with("BACK")).count() == 200)
+            .then_some(())
+    });
+    wanted
+}
+
+fn a_registry_that_is_away(world: &World) -> Vec<String> {
+    world.push("shout:4.0.0", &lowercase());
+    world.registry(false);
+    set_image(world, &format!("{}/shout:4.0.0", world.of("REGISTRY")));
+    let told = wait_for(world, "ModuleResolved", "False");
+    assert_eq!(condition(&told, "ModuleResolved")["reason"], "RegistryUnavailable");
+    assert_eq!(condition(&told, "Stalled")["status"], Value::Null, "it gets there by itself");
+    let mut wanted = numbers("AWAY", 0..100);
+    world.produce("orders", wanted.iter().map(|text| text.to_lowercase()));
+    until("the old one goes on", 60, || {
+        (world.values("orders-loud").iter().filter(|value| value.starts_with("AWAY")).count() == 100)
+            .then_some(())
+    });
+    world.registry(true);
+    wait_for(world, "Ready", "True");
+    let after = numbers("home", 0..100);
+    world.produce("orders", after.iter().map(|text| text.to_uppercase()));
+    wanted.extend(after);
+    wanted
+}
+
+/// Produces until it is told to stop, while `act` runs: what was produced, as it must come out.
+fn under_load(world: &World, prefix: &str, act: impl FnOnce()) -> Vec<String> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let producer = scope.spawn(|| {
+            let mut child = world.producer("orders");
+            let mut to = child.stdin.take().unwrap();
+            let mut sent = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let line = format!("{prefix}{:06}", sent.len());
+                writeln!(to, "{line}:{}", line.to_uppercase()).unwrap();
+                sent.push(line);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            drop(to);
+            assert!(child.wait().unwrap().success());
+            sent
+        });
+        // Also when `act` fails: the producer must end.
+        let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+        stop.store(true, Ordering::Relaxed);
+        let sent = producer.join().unwrap();
+        acted.unwrap_or_else(|why| std::panic::resume_unwind(why));
+        assert!(sent.len() > 100, "there was a load");
+        sent
+    })
+}
+
+fn scaling_loses_nothing(world: &World) -> Vec<String> {
+    under_load(world, "scale", || {
+        for replicas in [3, 1] {
+            world.kubectl(&["scale", "runtimepool/default", &format!("--replicas={replicas}")]);
+            until(&format!("{replicas} nodes"), 120, || {
+                let pool = world.get("runtimepool", "default");
+                let is_there = pool["status"]["nodes"] == format!("{replicas}/{replicas}")
+                    && pods(world, "runtime").len() == replicas;
+                is_there.then_some(())
+            });
+            wait_for(world, "Ready", "True");
+        }
+    })
+}
+
+fn an_upgrade_loses_nothing(world: &World) -> Vec<String> {
+    world.image("next");
+    let before = lives(world);
+    let sent = under_load(world, "upgrade", || {
+        install(world, "next");
+        until("every operator is a new one", 90, || {
+            let operators = pods(world, "operator");
+            let is_new = |pod: &Value| {
+                pod["spec"]["containers"][0]["image"].as_str().is_some_and(|image| image.ends_with(":next"))
+            };
+            (!operators.is_empty() && operators.iter().all(is_new)).then_some(())
+        });
+        wait_for(world, "Ready", "True");
+    });
+    assert_eq!(lives(world), before, "a new operator restarted pods");
+    sent
+}
+
+fn deletion_leaves_users_topics(world: &World) {
+    assert!(world.table("coprocessor_internal_topic").contains_key(CONTROL_KEY));
+    world.kubectl(&["delete", "coprocessor", "shout", "--timeout=90s"]);
+    let (control, status) =
+        (world.table("coprocessor_internal_topic"), world.table("coprocessor_status_topic"));
+    assert!(!control.contains_key(CONTROL_KEY), "{control:?}");
+    assert!(status.keys().all(|key| !key.contains("shout")), "{:?}", status.keys());
+    let groups = world.kafka_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", &["--list"]);
+    assert!(!groups.contains(GROUP), "{groups}");
+    let topics = world.kafka_tool("org.apache.kafka.tools.TopicCommand", &["--list"]);
+    for topic in ["orders", "orders-loud"] {
+        assert!(topics.lines().any(|line| line == topic), "{topics}");
+    }
+}

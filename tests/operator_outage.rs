@@ -1,0 +1,231 @@
+//! What goes wrong around the operator: it dies at every write, the API server hangs, status records are forged, a name
+//! is used again. On a real API server, with a log in memory. Whatever happens, it ends in the same state.
+
+#![cfg(feature = "operator")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what is wrong by failing")]
+#![allow(dead_code, reason = "the fixtures are shared with tests/operator.rs, which uses the rest")]
+#[path = "operator/cluster.rs"]
+mod cluster;
+#[path = "operator/crash.rs"]
+mod crash;
+#[path = "operator/memory.rs"]
+mod memory;
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::{Fixture, Running, api_of, condition, coprocessor, run_directory, until};
+use coproc::core::status::State;
+use crash::dying_client;
+use kube::api::DeleteParams;
+use serde_json::json;
+use tokio::sync::{Notify, RwLock};
+
+/// A server that hangs hangs for everybody: that test runs alone.
+static SERVER: RwLock<()> = RwLock::const_new(());
+
+/// Where an operator dies.
+#[derive(Debug, Clone, Copy)]
+enum Point {
+    /// At a write to the API server, of this number.
+    Api(usize, bool),
+    /// At a write to the log.
+    Log(usize, bool),
+}
+
+/// What every run has to end with.
+async fn life(at: &Fixture) {
+    at.pool(&json!({})).await;
+    at.reason("RuntimePool", "default", "RollingOut").await;
+    at.apply("Coprocessor", "a", &coprocessor(&json!({}))).await.unwrap();
+    at.reason("Coprocessor", "a", "NoNodes").await;
+    at.heartbeat(1000, &[at.report("a", 1, State::Running, 1)]);
+    at.reason("Coprocessor", "a", "Running").await;
+    at.heartbeat(1000, &[]);
+    at.api("Coprocessor").delete("a", &DeleteParams::default()).await.unwrap();
+    at.gone("Coprocessor", "a").await;
+}
+
+/// Lives a life with an operator that dies somewhere in it, and a second one after it: whether the first one died.
+async fn dies_at(point: Point) -> bool {
+    let name = format!("{point:?}").to_lowercase().replace(['(', ',', ' '], "-").replace(')', "");
+    let at = Fixture::new(&name).await;
+    at.log.topic("in", 1);
+    let group = format!("coproc.default.{name}.coprocessor.a");
+    at.log.group(&group, 0);
+    at.log.group("somebody-elses", 0);
+    let died = Arc::new(Notify::new());
+    let client = match point {
+        Point::Api(write, is_after) => dying_client(write, is_after, &died).await,
+        Point::Log(write, is_after) => {
+            at.log.crash_at(write, is_after, &died);
+            at.client.clone()
+        }
+    };
+    let first = at.start_with(client, None, "first");
+    let is_dead = tokio::select! {
+        // The death first: a life that ends at the same time has been lived by a dead operator.
+        biased;
+        () = died.notified() => true,
+        () = life(&at) => false,
+    };
+    first.kill();
+    at.log.bury();
+    let second = at.start();
+    if is_dead {
+        // What the first one had begun to delete is gone before it is made again.
+        if at
+            .api("Coprocessor")
+            .get_opt("a")
+            .await
+            .unwrap()
+            .is_some_and(|a| a.metadata.deletion_timestamp.is_some())
+        {
+            at.gone("Coprocessor", "a").await;
+        }
+        at.log.group(&group, 0);
+        life(&at).await;
+    }
+    until("the block of ids is claimed once", Duration::from_secs(20), async || {
+        let table = at.log.table("coprocessor_internal_topic");
+        let blocks: Vec<_> = table.iter().filter(|(key, _)| key.starts_with("nodes/")).collect();
+        (blocks.len() == 1 && blocks[0].0 == "nodes/1000").then_some(())
+    })
+    .await;
+    assert_eq!(at.deployments(), [""; 0], "{point:?}");
+    assert_eq!(at.log.group_names(), ["somebody-elses"], "{point:?}");
+    let status = at.log.table("coprocessor_status_topic");
+    assert!(status.keys().all(|key| key == "1000"), "{point:?}: {:?}", status.keys());
+    let sets = api_of(&at.client, "apps", "v1", "StatefulSet", Some(&name));
+    assert_eq!(sets.list(&kube::api::ListParams::default()).await.unwrap().items.len(), 1, "{point:?}");
+    second.stop().await;
+    is_dead
+}
+
+/// Walks through the writes until a life has fewer.
+async fn walk(point: impl Fn(usize, bool) -> Point) -> usize {
+    const AT_ONCE: usize = 4;
+    for first in (1..200).step_by(AT_ONCE) {
+        let runs = (first..first + AT_ONCE).flat_map(|write| [point(write, false), point(write, true)]);
+        let died = futures::future::join_all(runs.map(dies_at)).await;
+        if died.iter().any(|died| !died) {
+            return first + died.iter().take_while(|died| **died).count() / 2;
+        }
+    }
+    panic!("a life has more than 200 writes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_may_die_at_every_write_to_the_api_server() {
+    let _server = SERVER.read().await;
+    let writes = walk(Point::Api).await;
+    assert!(writes > 10, "only {writes} writes were seen");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_may_die_at_every_write_to_the_log() {
+    let _server = SERVER.read().await;
+    let writes = walk(Point::Log).await;
+    assert!(writes > 4, "only {writes} writes were seen");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forged_status_makes_nothing_ready_and_nobody_fail() {
+    let _server = SERVER.read().await;
+    let at = Fixture::new("forged").await;
+    let running = at.start();
+    at.pool(&json!({})).await;
+    at.log.topic("in", 1);
+    at.apply("Coprocessor", "a", &coprocessor(&json!({}))).await.unwrap();
+    at.reason("Coprocessor", "a", "NoNodes").await;
+    // A node of another block, one of another pool, a later generation, and what is no status at all.
+    at.heartbeat(7000, &[at.report("a", 1, State::Running, 1)]);
+    let put = |key: &str, value: &[u8]| at.log.put("coprocessor_status_topic", key, Some(value.to_vec()));
+    put("1000", b"{");
+    put("1000/default/forged/coprocessor/a", b"[]");
+    put("not a number", b"{}");
+    put("1001", "x".repeat(2 << 20).as_bytes());
+    at.heartbeat(1002, &[at.report("a", 99, State::Running, 1)]);
+    // The last of these has been read when it shows.
+    at.heartbeat(1003, &[at.report("a", 1, State::Starting, 0)]);
+    let told = until("the true record is seen", Duration::from_secs(20), async || {
+        let object = at.api("Coprocessor").get("a").await.unwrap();
+        object.data["status"]["nodes"].to_string().contains("1003").then_some(object.data)
+    })
+    .await;
+    assert_ne!(condition(&told, "Ready")["status"], "True", "{}", told["status"]);
+    assert!(!told["status"]["nodes"].to_string().contains("7000"), "{}", told["status"]);
+    at.heartbeat(1002, &[]);
+    at.heartbeat(1003, &[at.report("a", 1, State::Running, 1)]);
+    at.reason("Coprocessor", "a", "Running").await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_is_used_again_starts_anew() {
+    let _server = SERVER.read().await;
+    let at = Fixture::new("again").await;
+    let running = at.start();
+    at.pool(&json!({})).await;
+    at.log.topic("in", 1);
+    for round in 0..3 {
+        let image = format!("r/m:{round}");
+        let spec = coprocessor(&json!({"module": {"image": image}}));
+        at.apply("Coprocessor", "a", &spec).await.unwrap();
+        at.reason("Coprocessor", "a", "NoNodes").await;
+        at.log.group("coproc.default.again.coprocessor.a", 0);
+        at.heartbeat(1000, &[at.report("a", 1, State::Running, 1)]);
+        let ready = at.reason("Coprocessor", "a", "Running").await;
+        assert_eq!(ready["status"]["module"]["image"], image);
+        at.api("Coprocessor").delete("a", &DeleteParams::default()).await.unwrap();
+        // The node still reports the old one: the finalizer waits for it, and a new one waits for the finalizer.
+        at.heartbeat(1000, &[]);
+        at.gone("Coprocessor", "a").await;
+        assert_eq!((at.deployments(), at.log.group_names()), (vec![], vec![]), "round {round}");
+    }
+    running.stop().await;
+}
+
+fn signal_server(signal: &str) {
+    let pids = std::fs::read_to_string(run_directory().join("pids")).unwrap();
+    let line = pids.lines().find(|line| line.ends_with(" kube-apiserver")).unwrap();
+    let pid = line.split(' ').next().unwrap();
+    assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_hangs_costs_the_lease_and_nothing_else() {
+    let _server = SERVER.write().await;
+    let at = Fixture::new("hangs").await;
+    let start = |name: &str| -> Running { at.start_with(at.client.clone(), Some("hangs"), name) };
+    let running = start("first");
+    at.pool(&json!({})).await;
+    at.log.topic("in", 1);
+    at.apply("Coprocessor", "a", &coprocessor(&json!({}))).await.unwrap();
+    at.heartbeat(1000, &[at.report("a", 1, State::Running, 1)]);
+    at.reason("Coprocessor", "a", "Running").await;
+    let (table, records) =
+        (at.log.table("coprocessor_internal_topic"), at.log.written("coprocessor_internal_topic"));
+    signal_server("-STOP");
+    let ended = tokio::time::timeout(Duration::from_secs(60), running.end()).await;
+    // The data plane goes by the control topic: nothing was written to it, nothing was removed from it.
+    let written = at.log.written("coprocessor_internal_topic");
+    signal_server("-CONT");
+    assert!(matches!(ended, Ok(Err(coproc::operator::Error::LeadershipLost))), "{ended:?}");
+    assert_eq!(written, records);
+    // The next one finds everything as it should be.
+    let running = start("second");
+    at.heartbeat(1000, &[at.report("a", 1, State::Running, 1)]);
+    at.apply("Coprocessor", "b", &coprocessor(&json!({"outputTopics": ["b"]}))).await.unwrap();
+    at.reason("Coprocessor", "b", "RollingOut").await;
+    at.reason("Coprocessor", "a", "Running").await;
+    let after = at.log.table("coprocessor_internal_topic");
+    assert!(
+        table
+            .iter()
+            .filter(|(key, _)| !key.starts_with("snapshot/"))
+            .all(|(key, value)| after.get(key) == Some(value))
+    );
+    running.stop().await;
+}
