@@ -91,6 +91,8 @@ struct Session {
     paused: BTreeSet<TopicPartition>,
     ended: BTreeSet<TopicPartition>,
     revoking: Vec<TopicPartition>,
+    /// Whether a commit or a rewind went through since.
+    settled: bool,
     unassigned: VecDeque<TopicPartition>,
     open: Vec<(String, u32, Vec<u8>)>,
     tainted: bool,
@@ -142,6 +144,7 @@ fn broken(what: &str) -> LogError {
 
 impl LaneSession for Session {
     fn poll(&mut self, batch: &mut Batch, wait: Duration) -> Event {
+        assert!(self.revoking.is_empty() || !self.settled, "what is to go is given up as soon as it can be");
         if !self.unassigned.is_empty() {
             let partitions: Vec<_> = self.unassigned.drain(..).collect();
             for at in &partitions {
@@ -160,6 +163,7 @@ impl LaneSession for Session {
             let which = self.dice.below(self.owned.len() as u64) as usize;
             let at = self.owned.keys().nth(which).unwrap().clone();
             self.revoking = vec![at.clone()];
+            self.settled = false;
             let lost = self.dice.once_in(3);
             return Event::Revoking { partitions: vec![at], lost };
         }
@@ -250,6 +254,7 @@ impl LaneSession for Session {
             }
         }
         if fault == 0 {
+            self.settled = true;
             return Ok(());
         }
         self.tainted = true;
@@ -266,6 +271,7 @@ impl LaneSession for Session {
             return Err(broken("rewind"));
         }
         self.tainted = false;
+        self.settled = true;
         self.ended.clear();
         self.stuck.clear();
         let committed = &self.world.borrow().committed;
@@ -449,6 +455,7 @@ fn lane(
         paused: BTreeSet::new(),
         ended: BTreeSet::new(),
         revoking: Vec::new(),
+        settled: false,
         unassigned: (0..PARTITIONS).map(at).collect(),
         open: Vec::new(),
         tainted: false,
