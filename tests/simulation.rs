@@ -104,6 +104,9 @@ struct Session {
     damaged: Option<Damage>,
     /// Partitions that said so since the last rewind.
     stuck: BTreeSet<TopicPartition>,
+    /// Whether every poll after one that gave records fails, and whether the last one gave some.
+    fails_after_records: bool,
+    gave_records: bool,
 }
 
 /// How a partition fails for good, and where.
@@ -153,7 +156,8 @@ impl LaneSession for Session {
             }
             return Event::Assigned(partitions);
         }
-        if self.dice.once_in(self.faults) {
+        let is_after_records = std::mem::take(&mut self.gave_records) && self.fails_after_records;
+        if is_after_records || self.dice.once_in(self.faults) {
             return Event::Failed(broken("poll"));
         }
         if self.revoking.is_empty()
@@ -194,6 +198,7 @@ impl LaneSession for Session {
                 drop(world);
                 self.owned.insert(at.clone(), end);
                 self.ended.remove(at);
+                self.gave_records = true;
                 return Event::Records;
             }
             drop(world);
@@ -398,12 +403,22 @@ struct Case {
     refuses: bool,
     refuses_dead: Option<When>,
     damaged: Option<Damage>,
+    fails_after_records: bool,
 }
 
 impl Case {
     /// One step, no faults, nothing refused or damaged.
     fn new(seed: u64, policy: OnExhausted) -> Self {
-        Self { seed, faults: 0, steps: 1, policy, refuses: false, refuses_dead: None, damaged: None }
+        Self {
+            seed,
+            faults: 0,
+            steps: 1,
+            policy,
+            refuses: false,
+            refuses_dead: None,
+            damaged: None,
+            fails_after_records: false,
+        }
     }
 }
 
@@ -463,6 +478,8 @@ fn lane(
         refuses_dead: case.refuses_dead,
         damaged: case.damaged,
         stuck: BTreeSet::new(),
+        fails_after_records: case.fails_after_records,
+        gave_records: false,
     };
     let (_, mailbox) = crossbeam_channel::bounded(1);
     let stop: Arc<AtomicBool> = Arc::default();
@@ -642,5 +659,12 @@ fn a_partition_that_cannot_be_read_stops_alone() {
         let faults = [0, 20, 100][(seed % 3) as usize];
         let damage = Damage { offset: (seed % 30) as Offset, out_of_range: seed.is_multiple_of(2) };
         run(&Case { faults, damaged: Some(damage), ..Case::new(seed, OnExhausted::Skip) });
+    }
+}
+
+#[test]
+fn a_log_that_fails_after_every_few_records_gets_on() {
+    for seed in seeds() {
+        run(&Case { fails_after_records: true, ..Case::new(seed, OnExhausted::Skip) });
     }
 }
