@@ -104,9 +104,8 @@ struct Session {
     damaged: Option<Damage>,
     /// Partitions that said so since the last rewind.
     stuck: BTreeSet<TopicPartition>,
-    /// Whether every poll after one that gave records fails, and whether the last one gave some.
-    fails_after_records: bool,
-    gave_records: bool,
+    /// Every poll after one that gave records fails: whether the next one is such.
+    fails_next: Option<bool>,
 }
 
 /// How a partition fails for good, and where.
@@ -156,8 +155,8 @@ impl LaneSession for Session {
             }
             return Event::Assigned(partitions);
         }
-        let is_after_records = std::mem::take(&mut self.gave_records) && self.fails_after_records;
-        if is_after_records || self.dice.once_in(self.faults) {
+        let fails = self.fails_next.as_mut().is_some_and(std::mem::take);
+        if fails || self.dice.once_in(self.faults) {
             return Event::Failed(broken("poll"));
         }
         if self.revoking.is_empty()
@@ -198,7 +197,7 @@ impl LaneSession for Session {
                 drop(world);
                 self.owned.insert(at.clone(), end);
                 self.ended.remove(at);
-                self.gave_records = true;
+                self.fails_next = self.fails_next.map(|_| true);
                 return Event::Records;
             }
             drop(world);
@@ -478,8 +477,7 @@ fn lane(
         refuses_dead: case.refuses_dead,
         damaged: case.damaged,
         stuck: BTreeSet::new(),
-        fails_after_records: case.fails_after_records,
-        gave_records: false,
+        fails_next: case.fails_after_records.then_some(false),
     };
     let (_, mailbox) = crossbeam_channel::bounded(1);
     let stop: Arc<AtomicBool> = Arc::default();
