@@ -91,6 +91,8 @@ struct Session {
     paused: BTreeSet<TopicPartition>,
     ended: BTreeSet<TopicPartition>,
     revoking: Vec<TopicPartition>,
+    /// Whether a commit or a rewind went through since.
+    settled: bool,
     unassigned: VecDeque<TopicPartition>,
     open: Vec<(String, u32, Vec<u8>)>,
     tainted: bool,
@@ -102,6 +104,8 @@ struct Session {
     damaged: Option<Damage>,
     /// Partitions that said so since the last rewind.
     stuck: BTreeSet<TopicPartition>,
+    /// Every poll after one that gave records fails: whether the next one is such.
+    fails_next: Option<bool>,
 }
 
 /// How a partition fails for good, and where.
@@ -142,6 +146,7 @@ fn broken(what: &str) -> LogError {
 
 impl LaneSession for Session {
     fn poll(&mut self, batch: &mut Batch, wait: Duration) -> Event {
+        assert!(self.revoking.is_empty() || !self.settled, "what is to go is given up as soon as it can be");
         if !self.unassigned.is_empty() {
             let partitions: Vec<_> = self.unassigned.drain(..).collect();
             for at in &partitions {
@@ -150,7 +155,8 @@ impl LaneSession for Session {
             }
             return Event::Assigned(partitions);
         }
-        if self.dice.once_in(self.faults) {
+        let fails = self.fails_next.as_mut().is_some_and(std::mem::take);
+        if fails || self.dice.once_in(self.faults) {
             return Event::Failed(broken("poll"));
         }
         if self.revoking.is_empty()
@@ -160,6 +166,7 @@ impl LaneSession for Session {
             let which = self.dice.below(self.owned.len() as u64) as usize;
             let at = self.owned.keys().nth(which).unwrap().clone();
             self.revoking = vec![at.clone()];
+            self.settled = false;
             let lost = self.dice.once_in(3);
             return Event::Revoking { partitions: vec![at], lost };
         }
@@ -190,6 +197,7 @@ impl LaneSession for Session {
                 drop(world);
                 self.owned.insert(at.clone(), end);
                 self.ended.remove(at);
+                self.fails_next = self.fails_next.map(|_| true);
                 return Event::Records;
             }
             drop(world);
@@ -250,6 +258,7 @@ impl LaneSession for Session {
             }
         }
         if fault == 0 {
+            self.settled = true;
             return Ok(());
         }
         self.tainted = true;
@@ -266,6 +275,7 @@ impl LaneSession for Session {
             return Err(broken("rewind"));
         }
         self.tainted = false;
+        self.settled = true;
         self.ended.clear();
         self.stuck.clear();
         let committed = &self.world.borrow().committed;
@@ -392,12 +402,22 @@ struct Case {
     refuses: bool,
     refuses_dead: Option<When>,
     damaged: Option<Damage>,
+    fails_after_records: bool,
 }
 
 impl Case {
     /// One step, no faults, nothing refused or damaged.
     fn new(seed: u64, policy: OnExhausted) -> Self {
-        Self { seed, faults: 0, steps: 1, policy, refuses: false, refuses_dead: None, damaged: None }
+        Self {
+            seed,
+            faults: 0,
+            steps: 1,
+            policy,
+            refuses: false,
+            refuses_dead: None,
+            damaged: None,
+            fails_after_records: false,
+        }
     }
 }
 
@@ -449,6 +469,7 @@ fn lane(
         paused: BTreeSet::new(),
         ended: BTreeSet::new(),
         revoking: Vec::new(),
+        settled: false,
         unassigned: (0..PARTITIONS).map(at).collect(),
         open: Vec::new(),
         tainted: false,
@@ -456,6 +477,7 @@ fn lane(
         refuses_dead: case.refuses_dead,
         damaged: case.damaged,
         stuck: BTreeSet::new(),
+        fails_next: case.fails_after_records.then_some(false),
     };
     let (_, mailbox) = crossbeam_channel::bounded(1);
     let stop: Arc<AtomicBool> = Arc::default();
@@ -635,5 +657,12 @@ fn a_partition_that_cannot_be_read_stops_alone() {
         let faults = [0, 20, 100][(seed % 3) as usize];
         let damage = Damage { offset: (seed % 30) as Offset, out_of_range: seed.is_multiple_of(2) };
         run(&Case { faults, damaged: Some(damage), ..Case::new(seed, OnExhausted::Skip) });
+    }
+}
+
+#[test]
+fn a_log_that_fails_after_every_few_records_gets_on() {
+    for seed in seeds() {
+        run(&Case { fails_after_records: true, ..Case::new(seed, OnExhausted::Skip) });
     }
 }
