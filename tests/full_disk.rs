@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use coproc::core::record::Record;
 use coproc::core::status::State;
-use coproc::ports::{Log, LogError, Produce};
+use coproc::ports::{LogError, Produce};
 
 use support::{Rig, guest, start_node, topic, wait_for};
 

@@ -171,7 +171,7 @@ fn a_materialized_topic_follows_its_source_as_it_grows() {
     if let Sink::Kafka { kafka } = &mut wanted.sinks[0] {
         kafka.naming = Naming::Materialized;
     }
-    rig.put("grown", wanted);
+    rig.put("grown", &wanted);
     rig.produce_to("grown", 0, numbers("a", 0..100));
     let to: TopicName = TopicName::materialized(&topic("grown"), &topic("view")).unwrap();
     wait_for("the view", || rig.log.topics().describe(&to).unwrap());
@@ -264,7 +264,7 @@ fn a_group_that_others_use_is_left_alone() {
     if let Source::Kafka { kafka } = &mut wanted.source {
         kafka.consumer_group = Some("strangers".parse().unwrap());
     }
-    rig.put("used", wanted);
+    rig.put("used", &wanted);
     let status = wait_for("the condition", || {
         rig.status("used").filter(|status| status.reason.as_deref() == Some("GroupInUse"))
     });
@@ -292,7 +292,7 @@ fn a_first_start_is_where_the_policy_says() {
     if let Source::Kafka { kafka } = &mut wanted.source {
         kafka.start_offset = StartOffset::FromEnd { records: 5 };
     }
-    rig.put("late", wanted);
+    rig.put("late", &wanted);
     rig.values("late-out", 5);
     rig.produce("late-in", numbers("new", 0..5));
     rig.values("late-out", 10);
@@ -361,7 +361,7 @@ fn a_guest_slower_than_the_transaction_gets_one_of_its_own() {
     wanted.steps[0].limits.time_per_record = Span::from_ms(9_900);
     let records = ["a", "b", "slow", "c", "d"].map(str::to_owned);
     rig.produce("slow-in", records.clone());
-    rig.put("slow", wanted);
+    rig.put("slow", &wanted);
     assert_eq!(rig.values("slow-out", 5), records);
     wait_for_lag_0(&rig, "slow", 1);
     assert_eq!(values(oracle::contents(plain(), &topic("slow-out")))[&0], records);

@@ -150,7 +150,7 @@ impl TopicAdmin for Admin {
             .map_err(|e| error::from_kafka(&e, &what))?;
         match answers.into_iter().next() {
             // Somebody else was first.
-            Some(Err((_, Code::InvalidPartitions))) | Some(Ok(_)) | None => {
+            Some(Err((_, Code::InvalidPartitions)) | Ok(_)) | None => {
                 self.settle_partitions(name, partitions)
             }
             Some(Err((_, code))) => Err(error::from_code(code, &what)),

@@ -138,7 +138,7 @@ fn the_documented_permissions_are_enough_and_needed() {
     if let Sink::Kafka { kafka } = &mut wanted.sinks[1] {
         kafka.naming = Naming::Materialized;
     }
-    rig.put("secured", wanted);
+    rig.put("secured", &wanted);
     let running = start_node_of(&node, rig.pool.clone(), 0);
     for name in ["orders-out", "orders._view_"] {
         wait_for(name, || {

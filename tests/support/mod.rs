@@ -22,7 +22,7 @@ use coproc::telemetry::clock::SystemClock;
 use coproc::wasm::{WasmOptions, Wasmtime};
 
 /// The longest that anything here may take before the test fails. Nothing waits this long when all is well.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits until `ready` gives something; fails with what `what` says after a long time.
 pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
@@ -218,9 +218,9 @@ impl Rig {
         modules::upload(self.log.as_ref(), module).unwrap()
     }
 
-    pub fn put(&self, name: &str, deployment: Deployment) {
+    pub fn put(&self, name: &str, deployment: &Deployment) {
         let _alone = alone();
-        self.writer().deploy(&self.pool, &identity_of(name), &deployment).unwrap();
+        self.writer().deploy(&self.pool, &identity_of(name), deployment).unwrap();
     }
 
     pub fn set_paused(&self, name: &str, paused: bool) {
