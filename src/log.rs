@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::core::names::TopicName;
+use crate::log::answer::Answer;
 use crate::log::clock::SystemClock;
 use crate::log::fold::TopicFold;
 use crate::log::housekeeping::Housekeeper;
@@ -25,6 +26,7 @@ use crate::ports::{
 };
 
 mod admin;
+mod answer;
 mod catalog;
 mod clock;
 mod compaction;
@@ -143,9 +145,9 @@ impl EmbeddedLog {
         done: impl FnOnce(Result<(), LogError>) + Send + 'static,
     ) -> Result<(), LogError> {
         let mut staged = Staged::new(&self.store, records)?;
-        let reply = Box::new(move |result: Result<_, _>| done(result.map(drop)));
+        let answer = Answer::Call(Box::new(move |result: Result<_, _>| done(result.map(drop))));
         let appends = staged.transaction.take();
-        self.store.submit(Request::Commit(Commit { appends, offsets: Vec::new(), fence: None, reply }));
+        self.store.submit(Request::Commit(Commit { appends, offsets: Vec::new(), fence: None, answer }));
         Ok(())
     }
 }

@@ -22,23 +22,44 @@ pub struct Queue<T> {
 
 #[derive(Debug)]
 struct State<T> {
-    items: VecDeque<(usize, T)>,
+    items: VecDeque<Item<T>>,
     bytes: usize,
     closed: bool,
+    /// How often items were taken.
+    turn: usize,
     /// The receiver sleeps until there are so many items.
     wanted: usize,
 }
 
+#[derive(Debug)]
+struct Item<T> {
+    bytes: usize,
+    door: usize,
+    item: T,
+}
+
+/// Items that were taken together.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// Which of the two doors those who put them in were sent to.
+    pub doors: [bool; 2],
+    /// Whether most of those who were waited for came.
+    pub came_back: bool,
+}
+
 impl<T> Default for Queue<T> {
     fn default() -> Self {
-        let state = State { items: VecDeque::new(), bytes: 0, closed: false, wanted: 1 };
+        let state = State { items: VecDeque::new(), bytes: 0, closed: false, turn: 0, wanted: 1 };
         Self { state: Mutex::new(state), not_empty: Condvar::new(), not_full: Condvar::new() }
     }
 }
 
 impl<T> Queue<T> {
-    /// Puts an item of so many bytes in, after waiting for room. Gives it back when the queue is closed.
-    pub fn push(&self, bytes: usize, item: T) -> Result<(), T> {
+    /// Puts an item of so many bytes in, after waiting for room. Gives it back when the queue is closed, else the door
+    /// to wait at: the other one after each `take`.
+    pub fn push(&self, bytes: usize, item: T) -> Result<usize, T> {
         let mut state = self.state.lock();
         while !state.closed
             && !state.items.is_empty()
@@ -49,18 +70,21 @@ impl<T> Queue<T> {
         if state.closed {
             return Err(item);
         }
-        state.items.push_back((bytes, item));
+        let door = state.turn % 2;
+        state.items.push_back(Item { bytes, door, item });
         state.bytes += bytes;
         if state.items.len() >= state.wanted || state.bytes >= TAKE_BYTES {
             self.not_empty.notify_one();
         }
-        Ok(())
+        Ok(door)
     }
 
-    /// Waits for an item, then at most `linger` for `wanted` of them; takes what is there. `None` when the queue is
-    /// closed and empty.
-    pub fn take(&self, wanted: usize, linger: Duration) -> Option<Vec<T>> {
+    /// Waits for an item, then at most `linger` until there are `returning` more than now; takes what is there. `None`
+    /// when the queue is closed and empty.
+    pub fn take(&self, returning: usize, linger: Duration) -> Option<Taken<T>> {
         let mut state = self.state.lock();
+        let before = state.items.len();
+        let wanted = before + returning;
         state.wanted = 1;
         while state.items.is_empty() {
             if state.closed {
@@ -75,16 +99,19 @@ impl<T> Queue<T> {
                 break;
             }
         }
-        let mut taken = Vec::with_capacity(state.items.len());
+        let came_back = state.items.len() >= before + returning.div_ceil(2);
+        let mut taken = Taken { items: Vec::with_capacity(state.items.len()), doors: [false; 2], came_back };
         let mut bytes = 0;
-        while let Some((size, _)) = state.items.front() {
-            if !taken.is_empty() && bytes + size > TAKE_BYTES {
+        while let Some(next) = state.items.front() {
+            if !taken.items.is_empty() && bytes + next.bytes > TAKE_BYTES {
                 break;
             }
-            bytes += size;
-            taken.extend(state.items.pop_front().map(|(_, item)| item));
+            bytes += next.bytes;
+            taken.doors[next.door] = true;
+            taken.items.extend(state.items.pop_front().map(|next| next.item));
         }
         state.bytes -= bytes;
+        state.turn += 1;
         self.not_full.notify_all();
         Some(taken)
     }
@@ -107,14 +134,21 @@ mod tests {
         for number in 0..5 {
             queue.push(10, number).unwrap();
         }
-        assert_eq!(queue.take(1, Duration::ZERO), Some(vec![0, 1, 2, 3, 4]));
-        queue.push(TAKE_BYTES, 5).unwrap();
-        queue.push(1, 6).unwrap();
-        assert_eq!(queue.take(9, Duration::from_secs(9)), Some(vec![5]), "a large one is not waited behind");
+        let take = |wanted, linger| queue.take(wanted, linger).map(|taken| (taken.items, taken.doors));
+        let long = Duration::from_secs(9);
+        assert_eq!(take(1, Duration::ZERO), Some((vec![0, 1, 2, 3, 4], [true, false])));
+        assert_eq!(queue.push(TAKE_BYTES, 5), Ok(1));
+        assert_eq!(queue.push(1, 6), Ok(1));
+        assert_eq!(take(9, long), Some((vec![5], [false, true])), "a large one is not waited behind");
+        assert_eq!(queue.push(1, 7), Ok(0));
         queue.close();
-        assert_eq!(queue.push(1, 7), Err(7));
-        assert_eq!(queue.take(9, Duration::from_secs(9)), Some(vec![6]));
-        assert_eq!(queue.take(1, Duration::ZERO), None);
+        assert_eq!(queue.push(1, 8), Err(8));
+        assert_eq!(
+            take(9, long),
+            Some((vec![6, 7], [true, true])),
+            "who was left waits where they were sent"
+        );
+        assert_eq!(take(1, Duration::ZERO), None);
     }
 
     #[test]
@@ -122,9 +156,9 @@ mod tests {
         let queue = Queue::default();
         queue.push(MAX_BYTES, 0).unwrap();
         std::thread::scope(|scope| {
-            scope.spawn(|| queue.push(1, 1).unwrap());
-            assert_eq!(queue.take(1, Duration::ZERO), Some(vec![0]));
-            assert_eq!(queue.take(1, Duration::ZERO), Some(vec![1]));
+            scope.spawn(|| queue.push(1, 1));
+            let take = || queue.take(1, Duration::ZERO).map(|taken| taken.items);
+            assert_eq!([take(), take()], [Some(vec![0]), Some(vec![1])]);
         });
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::core::ledger::TopicPartition;
 use crate::core::names::ConsumerGroup;
 use crate::core::record::{Offset, TimestampMs};
+use crate::log::answer::Answer;
 use crate::log::catalog::{Topic, offset_key};
 use crate::log::engine::Write;
 use crate::log::frame::Body;
@@ -15,8 +16,6 @@ use crate::ports::LogError;
 /// Bodies are closed when they are this long, so that no reader has to load a whole transaction.
 pub const BODY_BYTES: usize = 192 << 10;
 
-/// Takes the answer, on the writer's thread: must not block.
-pub type Reply<T> = Box<dyn FnOnce(Result<T, LogError>) + Send>;
 /// What an edit does once it is durable.
 pub type Effect = Box<dyn FnOnce(&Store) + Send>;
 /// Decides about an edit, on the writer's thread.
@@ -44,8 +43,8 @@ impl Request {
     /// Answers with an error.
     pub fn refuse(self, error: LogError) {
         match self {
-            Self::Commit(commit) => (commit.reply)(Err(error)),
-            Self::Edit(edit) => (edit.reply)(Err(error)),
+            Self::Commit(commit) => commit.answer.give(Err(error)),
+            Self::Edit(edit) => edit.answer.give(Err(error)),
         }
     }
 }
@@ -58,8 +57,8 @@ pub struct Commit {
     pub offsets: Vec<OffsetChange>,
     /// Who may write.
     pub fence: Option<Fence>,
-    /// Takes the answer: where each of the appends went.
-    pub reply: Reply<Vec<Appended>>,
+    /// Where each of the appends went.
+    pub answer: Answer<Vec<Appended>>,
 }
 
 impl Commit {
@@ -164,6 +163,6 @@ pub struct Edit {
     pub plan: Plan,
     /// About how much memory it takes.
     pub bytes: usize,
-    /// Takes the answer.
-    pub reply: Reply<()>,
+    /// Whether it was done.
+    pub answer: Answer<()>,
 }

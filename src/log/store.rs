@@ -10,6 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::core::ledger::TopicPartition;
 use crate::core::names::{ConsumerGroup, TopicName};
 use crate::core::record::{Offset, TimestampMs};
+use crate::log::answer::{Answer, Doors, closed};
 use crate::log::catalog::{
     self, CLOCK_KEY, COMMIT_KEY, NEXT_ID_KEY, OFFSET_PREFIX, Partition, SPAN_PREFIX, Span, StoredTopic,
     TOPIC_PREFIX, Topic,
@@ -31,6 +32,8 @@ pub type Committed = HashMap<ConsumerGroup, BTreeMap<TopicPartition, Offset>>;
 pub struct Store {
     /// The engine.
     pub engine: Engine,
+    /// Where callers sleep until the writer has answered.
+    pub doors: Doors,
     /// Requests for the writer.
     pub queue: Queue<Request>,
     /// Groups and their members.
@@ -78,6 +81,7 @@ impl Store {
             committed: Mutex::new(committed),
             topics: RwLock::new(topics),
             fences: Mutex::default(),
+            doors: Doors::default(),
             queue: Queue::default(),
             groups: Coordinator::default(),
             catalog_watchers: Watchers::default(),
@@ -108,13 +112,9 @@ impl Store {
         offsets: Vec<OffsetChange>,
         fence: Option<Fence>,
     ) -> Result<Vec<Appended>, LogError> {
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        let reply = Box::new(move |result| {
-            // Nobody waits any more: then nobody wants to know.
-            let _ = sender.send(result);
-        });
-        self.submit(Request::Commit(Commit { appends, offsets, fence, reply }));
-        receiver.recv().unwrap_or_else(|_| Err(closed()))
+        let (answer, waiting) = Answer::new();
+        let door = self.submit(Request::Commit(Commit { appends, offsets, fence, answer }));
+        waiting.sleep(&self.doors, door)
     }
 
     /// Changes the catalog or chunks, and waits until that is durable. `plan` decides, on the writer's thread.
@@ -123,19 +123,17 @@ impl Store {
         bytes: usize,
         plan: impl FnOnce(&Self) -> Result<(Vec<Write>, Effect), LogError> + Send + 'static,
     ) -> Result<(), LogError> {
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        let reply = Box::new(move |result| {
-            let _ = sender.send(result);
-        });
-        self.submit(Request::Edit(Edit { plan: Box::new(plan), bytes, reply }));
-        receiver.recv().unwrap_or_else(|_| Err(closed()))
+        let (answer, waiting) = Answer::new();
+        let door = self.submit(Request::Edit(Edit { plan: Box::new(plan), bytes, answer }));
+        waiting.sleep(&self.doors, door)
     }
 
-    /// Gives a request to the writer; its reply is always called.
-    pub fn submit(&self, request: Request) {
-        if let Err(request) = self.queue.push(request.bytes(), request) {
+    /// Gives a request to the writer; it is always answered. The door at which to sleep until then.
+    pub fn submit(&self, request: Request) -> usize {
+        self.queue.push(request.bytes(), request).unwrap_or_else(|request| {
             request.refuse(closed());
-        }
+            0
+        })
     }
 
     /// Claims an id: whoever claimed it before is fenced, and what they had under way is done or refused when this
@@ -298,10 +296,6 @@ impl Store {
             tracing::warn!("the log could not be closed cleanly: see the disk's health");
         }
     }
-}
-
-fn closed() -> LogError {
-    LogError::Unavailable("it was closed".into())
 }
 
 fn missing(home: &Home, found: u64) -> LogError {

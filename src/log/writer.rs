@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::core::record::{Offset, TimestampMs};
+use crate::log::answer::Answer;
 use crate::log::catalog::{CLOCK_KEY, COMMIT_KEY, Span, Topic, span_key};
 use crate::log::engine::{Space, Write, chunk_key};
 use crate::log::frame::{Body, HEADER_BYTES, PartitionId, Place};
-use crate::log::request::{Appended, Commit, Edit, Reply, Request};
+use crate::log::queue::Taken;
+use crate::log::request::{Appended, Commit, Edit, Request};
 use crate::log::store::Store;
 use crate::ports::LogError;
 
@@ -19,21 +21,46 @@ use crate::ports::LogError;
 const CHUNK_BYTES: usize = 256 << 10;
 /// Longest time that the writer waits for the callers of the last group to come back.
 const MAX_LINGER: Duration = Duration::from_millis(2);
+/// The wait is halved at most so often.
+const MAX_DOUBT: u32 = 6;
+/// After so many groups the wait is tried in full.
+const TRY_AGAIN: u32 = 128;
 
 /// Runs until the queue is closed and empty.
 pub fn run(store: &Store) {
     let _ended = Ended(store);
-    let mut callers = 1;
-    let mut took = Duration::ZERO;
-    loop {
-        // Who was answered together comes back together, in a moment: waiting for that a little, at most a tenth of
-        // what a commit takes, makes one full group of two half ones. A lone caller never waits.
-        let linger = if callers > 1 { (took / 10).min(MAX_LINGER) } else { Duration::ZERO };
-        let Some(requests) = store.queue.take(callers, linger) else { return };
-        callers = requests.len();
+    let mut pace = Pace { callers: 1, took: Duration::ZERO, doubt: 0, groups: 0 };
+    while let Some(taken) = store.queue.take(pace.callers, pace.linger()) {
+        let (callers, came_back) = (taken.items.len(), taken.came_back);
         let start = Instant::now();
-        work_off(store, requests);
-        took = start.elapsed();
+        work_off(store, taken);
+        pace.learn(callers, came_back, start.elapsed());
+    }
+}
+
+/// How long to wait for callers. Who was answered together comes back together, in a moment: waiting for them makes one
+/// full group of two half ones. Where they do not come back the wait gets shorter, and now and then it is tried again.
+struct Pace {
+    callers: usize,
+    took: Duration,
+    /// How often the wait is halved.
+    doubt: u32,
+    groups: u32,
+}
+
+impl Pace {
+    fn linger(&self) -> Duration {
+        (self.took / 4).min(MAX_LINGER) / (1 << self.doubt)
+    }
+
+    fn learn(&mut self, callers: usize, came_back: bool, took: Duration) {
+        self.groups = self.groups.wrapping_add(1);
+        self.doubt = match came_back {
+            _ if self.groups % TRY_AGAIN == 0 => 0,
+            true => self.doubt.saturating_sub(1),
+            false => (self.doubt + 1).min(MAX_DOUBT),
+        };
+        (self.callers, self.took) = (callers, took);
     }
 }
 
@@ -43,30 +70,38 @@ struct Ended<'a>(&'a Store);
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
         self.0.queue.close();
-        while let Some(requests) = self.0.queue.take(1, Duration::ZERO) {
-            for request in requests {
+        while let Some(taken) = self.0.queue.take(1, Duration::ZERO) {
+            for request in taken.items {
                 request.refuse(LogError::Unavailable("its writer ended".into()));
             }
         }
+        // Also those whose answers were dropped with what it was at.
+        wake(self.0, [true; 2]);
     }
 }
 
-fn work_off(store: &Store, requests: Vec<Request>) {
+fn wake(store: &Store, doors: [bool; 2]) {
+    for (door, _) in doors.iter().enumerate().filter(|(_, is_used)| **is_used) {
+        store.doors.open(door);
+    }
+}
+
+fn work_off(store: &Store, taken: Taken<Request>) {
     let mut group = Group::new(store);
-    for request in requests {
+    for request in taken.items {
         match request {
             Request::Commit(commit) => group.stage_commit(commit),
             Request::Edit(edit) => {
                 // An edit of the catalog sees what was before it and is seen by what comes after: it goes alone.
-                group.finish();
+                group.finish(taken.doors);
                 group = Group::new(store);
                 group.stage_edit(edit);
-                group.finish();
+                group.finish(taken.doors);
                 group = Group::new(store);
             }
         }
     }
-    group.finish();
+    group.finish(taken.doors);
 }
 
 /// A chunk that grows while the group is staged.
@@ -89,7 +124,22 @@ struct Group<'a> {
     chunks: BTreeMap<PartitionId, Open>,
     offsets: HashMap<Vec<u8>, Offset>,
     effects: Vec<Effect<'a>>,
-    answers: Vec<Reply<()>>,
+    answers: Vec<Owed>,
+}
+
+/// An answer, and what it says when all goes well.
+enum Owed {
+    Commit(Answer<Vec<Appended>>, Vec<Appended>),
+    Edit(Answer<()>),
+}
+
+impl Owed {
+    fn give(self, result: Result<(), LogError>) {
+        match self {
+            Self::Commit(answer, appended) => answer.give(result.map(|()| appended)),
+            Self::Edit(answer) => answer.give(result),
+        }
+    }
 }
 
 impl<'a> Group<'a> {
@@ -107,7 +157,7 @@ impl<'a> Group<'a> {
 
     fn stage_commit(&mut self, commit: Commit) {
         if let Err(error) = commit.check() {
-            return (commit.reply)(Err(error));
+            return commit.answer.give(Err(error));
         }
         let append_ms = self.append_ms;
         let mut appended = Vec::with_capacity(commit.appends.len());
@@ -119,8 +169,7 @@ impl<'a> Group<'a> {
             self.offsets.insert(change.key(), change.to);
             self.effects.push(Box::new(move |store| store.set_committed(change)));
         }
-        let reply = commit.reply;
-        self.answers.push(Box::new(move |result| reply(result.map(|()| appended))));
+        self.answers.push(Owed::Commit(commit.answer, appended));
     }
 
     fn append(&mut self, topic: &Arc<Topic>, number: u32, body: &Body, hash: u64) -> Offset {
@@ -162,15 +211,16 @@ impl<'a> Group<'a> {
             Ok((writes, effect)) => {
                 self.writes.extend(writes);
                 self.effects.push(effect);
-                self.answers.push(edit.reply);
+                self.answers.push(Owed::Edit(edit.answer));
             }
-            Err(error) => (edit.reply)(Err(error)),
+            Err(error) => edit.answer.give(Err(error)),
         }
     }
 
-    fn finish(mut self) {
+    /// Commits, answers, and wakes who sleeps at these doors.
+    fn finish(mut self, doors: [bool; 2]) {
         if self.answers.is_empty() {
-            return;
+            return wake(self.store, doors);
         }
         // Whoever asked for nothing waited only for what was before.
         let is_empty = self.writes.is_empty() && self.chunks.is_empty() && self.offsets.is_empty();
@@ -181,8 +231,9 @@ impl<'a> Group<'a> {
         }
         fail::fail_point!("log::commit::after_sync_before_reply");
         for answer in self.answers {
-            answer(result.clone());
+            answer.give(result.clone());
         }
+        wake(self.store, doors);
     }
 
     fn commit(&mut self) -> Result<(), LogError> {
@@ -228,4 +279,29 @@ impl<'a> Group<'a> {
 /// The writes that move the start of a partition, for housekeeping.
 pub fn span_write(id: PartitionId, start: Span) -> Write {
     Write::Put(Space::Meta, span_key(id), start.to_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_that_do_not_come_back_are_waited_for_less() {
+        let took = Duration::from_millis(4);
+        let mut pace = Pace { callers: 1, took, doubt: 0, groups: 0 };
+        let full = pace.linger();
+        assert_eq!(full, took / 4);
+        for _ in 0..20 {
+            pace.learn(2, false, took);
+        }
+        assert_eq!(pace.linger(), full / 64);
+        pace.learn(2, true, took);
+        assert_eq!(pace.linger(), full / 32, "they do: with growing confidence");
+        for _ in 21..TRY_AGAIN {
+            pace.learn(2, false, took);
+        }
+        assert_eq!(pace.linger(), full, "tried again");
+        pace.learn(2, true, Duration::from_secs(60));
+        assert_eq!(pace.linger(), MAX_LINGER);
+    }
 }
