@@ -1,16 +1,28 @@
-//! The copy loop through a lane's session against the plain librdkafka loop, on one broker and the same data.
+//! The way through Kafka and back, on one broker and the same data: the plain librdkafka loop, a lane's session alone,
+//! a node with a wasm identity in one lane, and Kafka Streams doing the same.
 //!
-//! `cargo bench --features kafka --bench kafka -- [--records N] [--size BYTES] [--rounds N] [--only NAME]`
+//! `cargo bench --features kafka --bench kafka -- [--records N] [--size BYTES] [--rounds N] [--only NAME,..]`, and with
+//! `--latency` what a node adds at 10,000 records/s.
 //!
 //! The plain loop is the limit: raw batch consume, raw produce, idempotent or not, no offsets, no transactions,
-//! no timestamps or headers carried over. The host here is an identity; guests are measured elsewhere.
+//! no timestamps or headers carried over.
 #![allow(unsafe_code, reason = "the plain loop calls librdkafka as directly as can be")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a benchmark stops at the first error")]
 
+#[path = "kafka/latency.rs"]
+mod latency;
+#[path = "kafka/measure.rs"]
+mod measure;
+#[path = "kafka/node.rs"]
+mod node;
+#[path = "../tests/support/mod.rs"]
+mod support;
+
 use std::ffi::CString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coproc::core::deployment::{BatchPolicy, Delivery, StartOffset};
@@ -25,17 +37,23 @@ use rdkafka::bindings as rd;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
+use measure::Cost;
+use node::Running;
+
 const PARTITIONS: u32 = 8;
+/// The default commit interval; Kafka Streams gets the same.
+const INTERVAL: Duration = Duration::from_millis(100);
 
 struct Options {
     records: usize,
     size: usize,
     rounds: usize,
     only: Option<String>,
+    latency: bool,
 }
 
 fn options() -> Options {
-    let mut options = Options { records: 4_000_000, size: 100, rounds: 2, only: None };
+    let mut options = Options { records: 4_000_000, size: 100, rounds: 2, only: None, latency: false };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().expect("a value");
@@ -44,38 +62,12 @@ fn options() -> Options {
             "--size" => options.size = value().parse().unwrap(),
             "--rounds" => options.rounds = value().parse().unwrap(),
             "--only" => options.only = Some(value()),
+            "--latency" => options.latency = true,
             // What cargo adds.
             _ => {}
         }
     }
     options
-}
-
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    // utime and stime, in ticks of 10 ms.
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
-}
-
-fn peak_memory_mib() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").trim().parse::<f64>().unwrap() / 1024.0
-}
-
-fn measure(name: &str, records: usize, run: impl FnOnce()) {
-    // Forgets the peak so far.
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
-    let (began, cpu) = (Instant::now(), cpu_seconds());
-    run();
-    let (elapsed, cpu) = (began.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-    println!(
-        "{name:<28} {:>9.0} records/s   {:>5.2} CPU s per million   {:>5.0} MiB peak",
-        records as f64 / elapsed,
-        cpu / (records as f64 / 1e6),
-        peak_memory_mib(),
-    );
 }
 
 fn load(bootstrap: &str, topic: &TopicName, options: &Options) {
@@ -223,39 +215,132 @@ fn lane(log: &dyn Log, from: &TopicName, to: &TopicName, records: usize, deliver
     );
 }
 
-fn main() {
-    let options = options();
+fn start_broker() -> (PathBuf, String) {
     let dir = std::env::temp_dir().join(format!("coproc-bench-kafka-{}", std::process::id()));
-    let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/env/kafka"))
+    let output = Command::new(script())
         .args(["start", "--heap", "1g", "--owner", &std::process::id().to_string(), "--dir"])
         .arg(&dir)
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let bootstrap =
-        text.lines().find_map(|line| line.strip_prefix("bootstrap=")).expect("a broker").to_owned();
-    let log = KafkaLog::connect(KafkaConfig::plain([bootstrap.clone()])).unwrap();
-    let topic = |name: String| -> TopicName {
-        let name: TopicName = name.parse().unwrap();
-        log.topics()
-            .create(&name, &TopicConfig { partitions: PARTITIONS, ..TopicConfig::default() })
-            .unwrap();
-        name
+    let bootstrap = text.lines().find_map(|line| line.strip_prefix("bootstrap=")).expect("a broker");
+    (dir, bootstrap.to_owned())
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/env/kafka")
+}
+
+/// Kafka Streams, which tells its cost itself.
+fn streams(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, interval: Duration) -> Cost {
+    let output = Command::new(script())
+        .arg("java")
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/kafka/Identity.java"))
+        .args([bootstrap, from.as_str(), to.as_str(), &records.to_string()])
+        .arg(interval.as_millis().to_string())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let numbers: Vec<f64> = text.split_whitespace().map_while(|number| number.parse().ok()).collect();
+    let [seconds, cpu, peak_mib] = numbers[..] else {
+        panic!("no figures: {text} {}", String::from_utf8_lossy(&output.stderr))
     };
-    let from = topic("in".to_owned());
-    load(&bootstrap, &from, &options);
-    println!("{} records of {} bytes, {PARTITIONS} partitions, one broker", options.records, options.size);
-    for round in 0..options.rounds {
-        let run = |name: &str, copy: &dyn Fn(&TopicName)| {
-            if options.only.as_ref().is_none_or(|only| name.contains(only.as_str())) {
-                let to = topic(format!("{}-{round}", name.replace(' ', "-")));
-                measure(name, options.records, || copy(&to));
-                log.topics().delete(&to).unwrap();
-            }
-        };
-        run("plain", &|to| plain(&bootstrap, &from, to, options.records, false));
-        run("plain idempotent", &|to| plain(&bootstrap, &from, to, options.records, true));
-        run("lane exactly once", &|to| lane(&*log, &from, to, options.records, Delivery::ExactlyOnce));
-        run("lane at least once", &|to| lane(&*log, &from, to, options.records, Delivery::AtLeastOnce));
+    Cost { seconds, cpu, peak_mib }
+}
+
+struct Bench {
+    options: Options,
+    bootstrap: String,
+    log: Arc<dyn Log>,
+    from: TopicName,
+}
+
+impl Bench {
+    fn topic(&self, name: &str) -> TopicName {
+        let name: TopicName = name.parse().unwrap();
+        let config = TopicConfig { partitions: PARTITIONS, ..TopicConfig::default() };
+        self.log.topics().create(&name, &config).unwrap();
+        name
     }
+
+    /// Runs one, if it is wanted.
+    fn run(
+        &self,
+        round: usize,
+        name: &str,
+        limit: Option<f64>,
+        copy: impl FnOnce(&TopicName) -> Cost,
+    ) -> Option<f64> {
+        let is_wanted = |only: &String| only.split(',').any(|only| name.contains(only));
+        if !self.options.only.as_ref().is_none_or(is_wanted) {
+            return None;
+        }
+        let to = self.topic(&format!("{}-{round}", name.replace(' ', "-")));
+        let cost = copy(&to);
+        cost.print(name, self.options.records, limit);
+        self.log.topics().delete(&to).unwrap();
+        Some(cost.rate(self.options.records))
+    }
+
+    fn node(&self, to: &TopicName, delivery: Delivery) -> Cost {
+        let mut running = None;
+        let cost = Cost::of(|| {
+            let node = Running::start(&self.log, &self.from, to, delivery, INTERVAL);
+            // From the first commit on, which comes 0.1 s after the first record: making topics, joining the group and
+            // compiling are no matter of throughput.
+            let before = node.wait_for(self.options.records);
+            running = Some(node);
+            before.saturating_sub(INTERVAL)
+        });
+        if let Some(node) = running {
+            node.stop();
+        }
+        cost
+    }
+
+    fn throughput(&self) {
+        let records = self.options.records;
+        let whole = |run: &dyn Fn()| {
+            Cost::of(|| {
+                run();
+                Duration::ZERO
+            })
+        };
+        for round in 0..self.options.rounds {
+            let copy = |to: &TopicName, idempotent| {
+                whole(&|| plain(&self.bootstrap, &self.from, to, records, idempotent))
+            };
+            let limit = self.run(round, "plain", None, |to| copy(to, false));
+            self.run(round, "plain idempotent", limit, |to| copy(to, true));
+            let session =
+                |to: &TopicName, delivery| whole(&|| lane(&*self.log, &self.from, to, records, delivery));
+            self.run(round, "session exactly once", limit, |to| session(to, Delivery::ExactlyOnce));
+            self.run(round, "session at least once", limit, |to| session(to, Delivery::AtLeastOnce));
+            self.run(round, "wasm exactly once", limit, |to| self.node(to, Delivery::ExactlyOnce));
+            self.run(round, "wasm at least once", limit, |to| self.node(to, Delivery::AtLeastOnce));
+            self.run(round, "Kafka Streams exactly once", limit, |to| {
+                streams(&self.bootstrap, &self.from, to, records, INTERVAL)
+            });
+        }
+    }
+}
+
+fn main() {
+    let options = options();
+    let (_, bootstrap) = start_broker();
+    let log: Arc<dyn Log> = KafkaLog::connect(KafkaConfig::plain([bootstrap.clone()])).unwrap();
+    let mut bench = Bench { options, bootstrap, log, from: "in".parse().unwrap() };
+    bench.from = bench.topic("in");
+    if bench.options.latency {
+        for interval in [INTERVAL, Duration::from_millis(10)] {
+            let name = |what: &str| format!("latency-{what}-{}", interval.as_millis());
+            let (from, to) = (bench.topic(&name("in")), bench.topic(&name("out")));
+            latency::run(&bench.bootstrap, &bench.log, interval, &from, &to);
+        }
+        return;
+    }
+    load(&bench.bootstrap, &bench.from, &bench.options);
+    let Options { records, size, .. } = bench.options;
+    println!("{records} records of {size} bytes, {PARTITIONS} partitions, one broker");
+    bench.throughput();
 }

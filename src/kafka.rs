@@ -83,6 +83,7 @@ impl Log for KafkaLog {
             topics::partitions_of(self.admin.client(), input, self.config.timing.socket)?;
         }
         let outputs = spec.outputs.iter().map(|name| self.output(name)).collect::<Result<Vec<_>, _>>()?;
+        self.admin.check_group(spec)?;
         Ok(Box::new(Session::open(&self.config, spec, mode, &outputs)?))
     }
 

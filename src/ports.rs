@@ -88,9 +88,20 @@ pub enum LogError {
     /// The log refuses: authentication, authorization, or an ability that it does not have.
     #[error("the log refuses: {0}")]
     Refused(String),
+    /// Others read with the lane's consumer group: the partitions would be divided between them and us.
+    #[error("consumer group {group} is in use by {by}: stop that, or name another group")]
+    GroupInUse {
+        /// The group.
+        group: ConsumerGroup,
+        /// Who uses it, as far as the log knows.
+        by: String,
+    },
     /// A configuration that the log cannot take.
     #[error("{0}")]
     BadConfig(String),
+    /// A transaction was open for longer than the log allows: nothing of it was committed.
+    #[error("a transaction took too long: {0}")]
+    Expired(String),
     /// It is not known whether the commit happened. The session is tainted: only `rewind` helps.
     #[error("it is not known whether the commit went through: {0}")]
     Uncertain(String),
@@ -117,8 +128,11 @@ impl LogError {
             | Self::OffsetOutOfRange { .. }
             | Self::Locked(_)
             | Self::Refused(_)
+            | Self::GroupInUse { .. }
             | Self::BadConfig(_) => Disposition::User,
-            Self::Storage(_) | Self::Unavailable(_) | Self::Uncertain(_) => Disposition::Transient,
+            Self::Storage(_) | Self::Unavailable(_) | Self::Expired(_) | Self::Uncertain(_) => {
+                Disposition::Transient
+            }
             Self::Fenced(_) => Disposition::Fenced,
             Self::Corrupt(_) => Disposition::Bug,
         }
@@ -314,6 +328,12 @@ pub trait TopicAdmin: Send + Sync {
     fn create(&self, name: &TopicName, config: &TopicConfig) -> Result<(), LogError>;
     /// Deletes a topic with all its records.
     fn delete(&self, name: &TopicName) -> Result<(), LogError>;
+    /// Gives a topic more partitions; success when it has as many. A log whose topics keep their number refuses.
+    fn grow(&self, name: &TopicName, partitions: u32) -> Result<(), LogError> {
+        Err(LogError::Refused(format!(
+            "topic {name} cannot be given {partitions} partitions: the number stays"
+        )))
+    }
     /// All topics, in the order of their names.
     fn list(&self) -> Result<Vec<TopicInfo>, LogError>;
     /// One topic, `None` when there is none of that name.

@@ -5,7 +5,9 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use coproc::control::modules::{self, TopicStore, UNREFERENCED_MS};
 use coproc::control::topics::OwnTopic;
@@ -16,8 +18,8 @@ use coproc::core::digest::Digest;
 use coproc::core::names::{Installation, PoolName, TopicName};
 use coproc::core::status::State;
 use coproc::ports::{
-    Capabilities, FencedWriter, Fold, Keyed, LaneSession, LaneSpec, Log, LogError, ModuleError, ModuleStore,
-    Offsets, Produce, Produced, ReadFrom, Reader, TopicAdmin, TopicConfig,
+    Capabilities, FencedWriter, Fetched, Fold, FoldEvent, Keyed, LaneSession, LaneSpec, Log, LogError,
+    ModuleError, ModuleStore, Offsets, Produce, Produced, ReadFrom, Reader, TopicAdmin, TopicConfig,
 };
 
 use support::{Rig, deployment, identity, identity_of, stamp, start_node, topic};
@@ -103,30 +105,68 @@ fn without_a_topic_there_is_nothing_to_change() {
     assert!(observed::read(rig.log.as_ref()).unwrap().is_none());
 }
 
-/// A log that deletes a topic as soon as somebody reads it.
-struct Deleting<'a>(&'a Rig);
+/// A log that something happens to whenever a topic was opened for reading, and that counts what is asked of readers:
+/// from another process each is a round trip.
+struct Watched<'a> {
+    rig: &'a Rig,
+    opened: fn(&Rig, &TopicName),
+    asked: Arc<AtomicUsize>,
+}
 
-impl Log for Deleting<'_> {
+struct WatchedReader(Box<dyn Reader>, Arc<AtomicUsize>);
+
+impl Reader for WatchedReader {
+    fn fetch(&mut self, wait: Duration) -> Result<Vec<Fetched>, LogError> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.fetch(wait)
+    }
+
+    fn is_caught_up(&mut self) -> Result<bool, LogError> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.is_caught_up()
+    }
+}
+
+struct WatchedFold(Box<dyn Fold>, Arc<AtomicUsize>);
+
+impl Fold for WatchedFold {
+    fn next(&mut self, wait: Duration) -> Result<FoldEvent, LogError> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.next(wait)
+    }
+}
+
+impl<'a> Watched<'a> {
+    fn new(rig: &'a Rig, opened: fn(&Rig, &TopicName)) -> Self {
+        Self { rig, opened, asked: Arc::default() }
+    }
+
+    fn deleting(rig: &'a Rig) -> Self {
+        Self::new(rig, |rig, topic| rig.log.topics().delete(topic).unwrap())
+    }
+}
+
+impl Log for Watched<'_> {
     fn lane(&self, spec: &LaneSpec) -> Result<Box<dyn LaneSession>, LogError> {
-        self.0.log.lane(spec)
+        self.rig.log.lane(spec)
     }
 
     fn topics(&self) -> &dyn TopicAdmin {
-        self.0.log.topics()
+        self.rig.log.topics()
     }
 
     fn offsets(&self) -> &dyn Offsets {
-        self.0.log.offsets()
+        self.rig.log.offsets()
     }
 
     fn fold(&self, topic: &TopicName) -> Result<Box<dyn Fold>, LogError> {
-        let fold = self.0.log.fold(topic)?;
-        self.0.log.topics().delete(topic)?;
-        Ok(fold)
+        let fold = self.rig.log.fold(topic)?;
+        (self.opened)(self.rig, topic);
+        Ok(Box::new(WatchedFold(fold, self.asked.clone())))
     }
 
     fn fenced_writer(&self, topic: &TopicName, id: &str) -> Result<Box<dyn FencedWriter>, LogError> {
-        self.0.log.fenced_writer(topic, id)
+        self.rig.log.fenced_writer(topic, id)
     }
 
     fn reader(
@@ -135,29 +175,51 @@ impl Log for Deleting<'_> {
         partitions: Option<&[u32]>,
         from: ReadFrom,
     ) -> Result<Box<dyn Reader>, LogError> {
-        let reader = self.0.log.reader(topic, partitions, from)?;
-        self.0.log.topics().delete(topic)?;
-        Ok(reader)
+        let reader = self.rig.log.reader(topic, partitions, from)?;
+        (self.opened)(self.rig, topic);
+        Ok(Box::new(WatchedReader(reader, self.asked.clone())))
     }
 
     fn produce(&self, records: &[Produce]) -> Result<Vec<Produced>, LogError> {
-        self.0.log.produce(records)
+        self.rig.log.produce(records)
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.0.log.capabilities()
+        self.rig.log.capabilities()
     }
+}
+
+#[test]
+fn one_more_beside_a_thousand_deployments_takes_a_few_round_trips() {
+    let rig = Rig::without_node();
+    put(&rig, "a", "in", "out", "").unwrap();
+    let value = rig.read(OwnTopic::Control.name().as_str()).remove(0).record.value;
+    let other = |i| {
+        let key = format!("deployment/default/_cli/default/coprocessor/c{i}").into_bytes();
+        Keyed { key, value: value.clone() }
+    };
+    let others: Vec<_> = (0..1_000).map(other).collect();
+    rig.log.fenced_writer(&OwnTopic::Control.name(), "w").unwrap().write(&others).unwrap();
+    let log = Watched::new(&rig, |_, _| {});
+    let writer = DesiredWriter::new(&log, Installation::default_name());
+    let start = std::time::Instant::now();
+    modules::upload(&log, &identity()).unwrap();
+    let wanted = deployment(&[Digest::from_bytes([7; 32])], "in", &["out2"], "");
+    writer.deploy(&PoolName::default_name(), &identity_of("another"), &wanted).unwrap();
+    let asked = log.asked.load(Ordering::Relaxed);
+    println!("{asked} round trips of readers, {:?} beside the log", start.elapsed());
+    assert!(asked <= 10, "{asked}");
 }
 
 #[test]
 fn a_topic_that_goes_while_it_is_read_is_no_topic() {
     let rig = Rig::without_node();
     put(&rig, "a", "in", "out", "").unwrap();
-    assert_eq!(desired::read(&Deleting(&rig)).unwrap().iter().count(), 0);
+    assert_eq!(desired::read(&Watched::deleting(&rig)).unwrap().iter().count(), 0);
     OwnTopic::Status.ensure(rig.log.as_ref()).unwrap();
     let mut writer = rig.log.fenced_writer(&OwnTopic::Status.name(), "w").unwrap();
     writer.write(&[Keyed { key: b"5".to_vec(), value: Some(b"{}".to_vec()) }]).unwrap();
-    assert!(observed::read(&Deleting(&rig)).unwrap().is_none());
+    assert!(observed::read(&Watched::deleting(&rig)).unwrap().is_none());
 }
 
 #[test]

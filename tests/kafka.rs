@@ -1,5 +1,5 @@
 //! The Kafka adapter against a real broker: what each port promises, judged by readers that are not ours.
-#![cfg(feature = "kafka")]
+#![cfg(all(feature = "kafka", feature = "wasm"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 
 #[path = "kafka/cluster.rs"]
@@ -10,6 +10,7 @@ mod lane;
 mod oracle;
 #[path = "kafka/security.rs"]
 mod security;
+mod support;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Faults under the Kafka adapter: crashes at every step of a commit, rebalances, a request that comes late.
+//! Faults under the Kafka adapter alone: rebalances, a request that comes late. `kafka_reliability.rs` tries nodes.
 #![cfg(all(feature = "kafka", feature = "failpoints"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 #![allow(clippy::disallowed_methods, reason = "tests start their own threads and read their own variables")]
@@ -12,7 +12,6 @@ mod oracle;
 #[path = "kafka/proxy.rs"]
 mod proxy;
 
-use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -26,111 +25,6 @@ use self::lane::{Lane, spec};
 use self::proxy::Proxy;
 
 const LONG: Duration = Duration::from_secs(90);
-
-/// A lane in a process of its own: copies to the end, or dies at the nth pass of a failpoint.
-fn child(from: &TopicName, to: &TopicName, group: &str, id: &str, fault: Option<(&str, u32)>) -> Child {
-    let (step, nth) = fault.unwrap_or_default();
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "lane_process", "--ignored", "--nocapture", "--test-threads=1"])
-        .envs([("LANE_BROKERS", plain().bootstrap.as_str()), ("LANE_GROUP", group), ("LANE_ID", id)])
-        .envs([("LANE_FROM", from.as_str()), ("LANE_TO", to.as_str()), ("LANE_STEP", step)])
-        .env("LANE_NTH", nth.to_string())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-#[test]
-#[ignore = "a process that other tests start and kill"]
-fn lane_process() {
-    let Ok(brokers) = std::env::var("LANE_BROKERS") else { return };
-    let var = |name: &str| std::env::var(name).unwrap();
-    let mut config = KafkaConfig::plain([brokers]);
-    config.timing = short();
-    let log = KafkaLog::connect(config).unwrap();
-    let (step, nth) = (var("LANE_STEP"), var("LANE_NTH").parse::<u32>().unwrap());
-    if nth > 0 {
-        let passed = AtomicU32::new(0);
-        fail::cfg_callback(step, move || {
-            if passed.fetch_add(1, Ordering::Relaxed) + 1 == nth {
-                let _ =
-                    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-                std::thread::sleep(LONG);
-            }
-        })
-        .unwrap();
-    }
-    let (from, to) = (var("LANE_FROM").parse().unwrap(), var("LANE_TO").parse().unwrap());
-    let mut lane = Lane::open(&*log, &spec(&var("LANE_GROUP"), &var("LANE_ID"), &from, &to)).unwrap();
-    lane.commit_interval = Duration::from_millis(5);
-    lane.run(LONG, |lane| lane.at_end.len() == 2).unwrap();
-}
-
-#[test]
-fn a_crash_at_any_step_of_a_commit_loses_and_repeats_nothing() {
-    let log = plain().log();
-    let steps = [
-        ("kafka-after-begin", 3),
-        ("kafka-emit", 2345),
-        ("kafka-after-flush", 3),
-        ("kafka-after-offsets", 3),
-        ("kafka-after-commit", 3),
-    ];
-    for fault in steps {
-        let (from, to) = (topic(&*log, "crash", 2), topic(&*log, "crash-out", 2));
-        fill(&*log, &from, 2, 5000);
-        let (group, id) = (fresh("g"), fresh("t"));
-        let died = child(&from, &to, &group, &id, Some(fault)).wait().unwrap();
-        assert!(!died.success(), "{fault:?} was not reached");
-        let began = Instant::now();
-        assert!(child(&from, &to, &group, &id, None).wait().unwrap().success(), "after {fault:?}");
-        println!("killed at {fault:?}: all copied {:?} after the restart", began.elapsed());
-        oracle::assert_copied(plain(), &from, &to);
-    }
-}
-
-#[test]
-fn a_slot_that_never_returns_is_taken_over() {
-    let log = plain().log();
-    let (from, to) = (topic(&*log, "leave", 2), topic(&*log, "leave-out", 2));
-    fill(&*log, &from, 2, 5000);
-    let group = fresh("g");
-    let died = child(&from, &to, &group, &fresh("t"), Some(("kafka-after-offsets", 3))).wait().unwrap();
-    assert!(!died.success());
-    let began = Instant::now();
-    assert!(child(&from, &to, &group, &fresh("other"), None).wait().unwrap().success());
-    let took = began.elapsed();
-    println!("another slot had copied all after {took:?}");
-    // Session and transaction time-out, the broker's look for expired transactions, and a margin.
-    assert!(took < short().session + short().transaction + Duration::from_secs(15), "{took:?}");
-    oracle::assert_copied(plain(), &from, &to);
-}
-
-#[test]
-fn a_stopped_process_is_a_zombie_and_writes_nothing() {
-    let log = plain().log();
-    let (from, to) = (topic(&*log, "zombie", 2), topic(&*log, "zombie-out", 2));
-    fill(&*log, &from, 2, 30_000);
-    let group = fresh("g");
-    let mut zombie = child(&from, &to, &group, &fresh("t"), None);
-    let pid = rustix::process::Pid::from_child(&zombie);
-    while log.topics().extents(&to).unwrap().iter().all(|extent| extent.end == 0) {
-        assert!(zombie.try_wait().unwrap().is_none(), "it had no time to begin");
-    }
-    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
-    let mut lane = Lane::open(&*log, &spec(&group, &fresh("t"), &from, &to)).unwrap();
-    lane.run(LONG, |lane| lane.at_end.len() == 2).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while Instant::now() < deadline && zombie.try_wait().unwrap().is_none() {
-        lane.step().unwrap();
-    }
-    let _ = zombie.kill();
-    let _ = zombie.wait();
-    drop(lane);
-    oracle::assert_copied(plain(), &from, &to);
-}
 
 /// Lanes that come and go while others copy.
 fn storm(assignor: Assignor) {

@@ -218,7 +218,7 @@ async fn an_api_server_that_hangs_costs_the_lease_and_nothing_else() {
     let (table, records) =
         (at.log.table("coprocessor_internal_topic"), at.log.written("coprocessor_internal_topic"));
     signal_server("-STOP");
-    let ended = tokio::time::timeout(Duration::from_secs(60), running.end()).await;
+    let ended = tokio::time::timeout(Duration::from_mins(1), running.end()).await;
     // The data plane goes by the control topic: nothing was written to it, nothing was removed from it.
     let written = at.log.written("coprocessor_internal_topic");
     signal_server("-CONT");

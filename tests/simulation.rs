@@ -75,6 +75,9 @@ struct World {
     inputs: BTreeMap<u32, Vec<Record>>,
     committed: BTreeMap<TopicPartition, Offset>,
     visible: Visible,
+    /// How often a session went back, and how often it refused a dead letter.
+    rewinds: u32,
+    refusals: u32,
 }
 
 /// One step of a simulated session.
@@ -206,6 +209,7 @@ impl LaneSession for Session {
         }
         if self.refuses_dead == Some(When::Emit) && output.topic.as_str() == "dead" {
             self.tainted = true;
+            self.world.borrow_mut().refusals += 1;
             return Err(refusal("dead"));
         }
         let partition = match output.placement {
@@ -228,6 +232,7 @@ impl LaneSession for Session {
         });
         if let Some((topic, ..)) = refused {
             self.tainted = true;
+            self.world.borrow_mut().refusals += u32::from(topic == "dead");
             return Err(refusal(topic));
         }
         let fault = if self.dice.once_in(self.faults) { 1 + self.dice.below(3) } else { 0 };
@@ -256,6 +261,7 @@ impl LaneSession for Session {
 
     fn rewind(&mut self) -> Result<(), LogError> {
         self.open.clear();
+        self.world.borrow_mut().rewinds += 1;
         if self.dice.once_in(self.faults) {
             return Err(broken("rewind"));
         }
@@ -480,7 +486,13 @@ fn run(case: &Case) {
         fails.extend((0..5).map(|_| (dice.below(120), 1 + dice.below(2) as u32)));
         fails.extend(forever.iter().map(|value| (*value, u32::MAX)));
     }
-    let world = Rc::new(RefCell::new(World { inputs, committed: BTreeMap::new(), visible: Visible::new() }));
+    let world = Rc::new(RefCell::new(World {
+        inputs,
+        committed: BTreeMap::new(),
+        visible: Visible::new(),
+        rewinds: 0,
+        refusals: 0,
+    }));
     let clock = Arc::new(HandClock::default());
     let mut life = 0;
     let (mut current, mut stop) = lane(case, &world, &script, &clock, life);
@@ -509,6 +521,16 @@ fn run(case: &Case) {
         if turn % 64 == 0 && is_done(case, &world.borrow(), &forever) {
             break;
         }
+    }
+    if case.faults == 0 && (case.refuses_dead.is_some() || case.damaged.is_some()) {
+        // What cannot be done is not tried again, however long the lane goes on.
+        for _ in 0..500 {
+            clock.sleep(Duration::from_millis(1));
+            assert!(matches!(current.turn(), Turn::Continue), "seed {}", case.seed);
+        }
+        let World { rewinds, refusals, .. } = *world.borrow();
+        assert!(refusals <= PARTITIONS, "seed {}: a dead letter was refused {refusals} times", case.seed);
+        assert!(rewinds <= refusals, "seed {}: {rewinds} rewinds", case.seed);
     }
     check(case, &world.borrow(), &forever);
 }

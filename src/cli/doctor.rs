@@ -66,7 +66,7 @@ impl Command {
         let mut findings = Findings::default();
         let has_log = match target.place() {
             Ok(Place::Directory(dir)) => {
-                let exists = dir.is_dir();
+                let exists = crate::log::is_there(&dir);
                 look_at_directory(&dir, exists, &mut findings);
                 exists
             }
@@ -103,7 +103,8 @@ impl Command {
 fn look_at_directory(dir: &Path, exists: bool, findings: &mut Findings) {
     let shown = dir.display();
     if !exists {
-        let message = format!("{shown} is not there yet: `coproc dev` makes it; --dir names another");
+        let message =
+            format!("there is no log in {shown} yet: `coproc dev` makes one; --dir names another directory");
         findings.add("directory", Verdict::Warn, message);
         return;
     }

@@ -89,8 +89,11 @@ fn of_log(error: &LogError) -> Exit {
         | LogError::RecordRefused { .. }
         | LogError::Fenced(_)
         | LogError::Refused(_)
+        | LogError::GroupInUse { .. }
         | LogError::BadConfig(_) => Exit::Refused,
-        LogError::Locked(_) | LogError::Unavailable(_) | LogError::Uncertain(_) => Exit::Unavailable,
+        LogError::Locked(_) | LogError::Unavailable(_) | LogError::Expired(_) | LogError::Uncertain(_) => {
+            Exit::Unavailable
+        }
         LogError::Storage(_) | LogError::Corrupt(_) => Exit::Failed,
     }
 }

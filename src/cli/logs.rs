@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::cli::arguments::{When, number, when};
+use crate::cli::exit::{self, coded};
 use crate::cli::open::{Target, now_ms};
 use crate::cli::output::{clean, note, stdout};
 use crate::control::topics::OwnTopic;
@@ -82,6 +83,10 @@ impl Command {
         let log = target.log()?;
         // Lines outlive their deployment: a name that is not deployed any more is taken as it was typed.
         let identity = target.deployment(log.as_ref(), &self.name);
+        if let (true, Err(error)) = (self.follow, &identity) {
+            // Nobody writes lines under this name: to wait for them is a slip more often than a wish.
+            return Err(coded(exit::of(error), error.to_string()));
+        }
         let topic = OwnTopic::Logs.name();
         if log.topics().describe(&topic)?.is_none() {
             identity?;

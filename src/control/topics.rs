@@ -58,11 +58,15 @@ impl OwnTopic {
     /// Makes the topic unless it is there, then checks that it is as it has to be.
     pub fn ensure(self, log: &dyn Log) -> Result<TopicInfo, LogError> {
         let name = self.name();
-        match log.topics().create(&name, &self.config()) {
-            Ok(()) | Err(LogError::TopicExists(_)) => {}
-            Err(error) => return Err(error),
-        }
-        let info = log.topics().describe(&name)?.ok_or(LogError::UnknownTopic(name))?;
+        // Looked at first: who may not create topics is refused even where there is nothing to create.
+        let found = match log.topics().describe(&name)? {
+            Some(info) => Some(info),
+            None => match log.topics().create(&name, &self.config()) {
+                Ok(()) | Err(LogError::TopicExists(_)) => log.topics().describe(&name)?,
+                Err(error) => return Err(error),
+            },
+        };
+        let info = found.ok_or(LogError::UnknownTopic(name))?;
         self.check(&info)?;
         Ok(info)
     }

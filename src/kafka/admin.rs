@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::executor::block_on;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
@@ -99,6 +99,20 @@ impl Admin {
         Ok(())
     }
 
+    /// Waits until the cluster shows so many partitions.
+    fn settle_partitions(&self, name: &TopicName, wanted: u32) -> Result<(), LogError> {
+        let deadline = std::time::Instant::now() + SETTLE;
+        while self.partitions(name)? < wanted {
+            if std::time::Instant::now() > deadline {
+                return Err(LogError::Unavailable(format!(
+                    "the new partitions of {name} are not everywhere yet"
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
     fn partitions(&self, name: &TopicName) -> Result<u32, LogError> {
         topics::partitions_of(self.client(), name, self.wait())
     }
@@ -126,6 +140,23 @@ impl TopicAdmin for Admin {
         }
     }
 
+    fn grow(&self, name: &TopicName, partitions: u32) -> Result<(), LogError> {
+        if self.partitions(name)? >= partitions {
+            return Ok(());
+        }
+        let what = format!("cannot give {name} {partitions} partitions");
+        let wanted = NewPartitions::new(name.as_str(), partitions as usize);
+        let answers = block_on(self.administrator()?.create_partitions([&wanted], &self.options()))
+            .map_err(|e| error::from_kafka(&e, &what))?;
+        match answers.into_iter().next() {
+            // Somebody else was first.
+            Some(Err((_, Code::InvalidPartitions))) | Some(Ok(_)) | None => {
+                self.settle_partitions(name, partitions)
+            }
+            Some(Err((_, code))) => Err(error::from_code(code, &what)),
+        }
+    }
+
     fn list(&self) -> Result<Vec<TopicInfo>, LogError> {
         let metadata = self
             .client()
@@ -137,7 +168,7 @@ impl TopicAdmin for Admin {
             .filter_map(|topic| Some((topic.name().parse().ok()?, topic.partitions().len() as u32)))
             .collect();
         names.sort();
-        let configs = topics::configs(self.administrator()?, &names, self.wait())?;
+        let configs = topics::configs(self.client(), &names, self.wait())?;
         let mut infos = Vec::with_capacity(names.len());
         for ((name, _), config) in names.into_iter().zip(configs) {
             // Deleted while we asked: left out.
@@ -151,12 +182,7 @@ impl TopicAdmin for Admin {
     }
 
     fn describe(&self, name: &TopicName) -> Result<Option<TopicInfo>, LogError> {
-        let Some((id, partitions)) = topics::identity(self.client(), name, self.wait())? else {
-            return Ok(None);
-        };
-        let configs = topics::configs(self.administrator()?, &[(name.clone(), partitions)], self.wait())?;
-        let config = configs.into_iter().next().flatten();
-        Ok(config.map(|config| TopicInfo { name: name.clone(), id, config }))
+        topics::look_at(self.client(), name, self.wait())
     }
 
     fn extents(&self, name: &TopicName) -> Result<Vec<Extent>, LogError> {

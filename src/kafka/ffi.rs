@@ -6,6 +6,8 @@
 #![allow(unsafe_code, reason = "librdkafka is C")]
 
 mod calls;
+mod configs;
+mod group;
 
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;
@@ -17,6 +19,8 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 pub(super) use self::calls::{
     cached_watermarks, commit, describe_topic, events, flush, set_login, set_token,
 };
+pub(super) use self::configs::{Settings, topic_settings};
+pub(super) use self::group::members;
 use crate::core::record::{Header, Headers, Offset, TimestampMs};
 
 /// A librdkafka client, borrowed for the time of a call.

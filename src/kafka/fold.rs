@@ -5,21 +5,17 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use futures::executor::block_on;
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::consumer::Consumer;
 
 use super::config::KafkaConfig;
-use super::context::Context;
 use super::reader::TopicReader;
-use super::{error, topics};
+use super::topics;
 use crate::core::names::TopicName;
-use crate::ports::{Cleanup, Fold, FoldEvent, LogError, ReadFrom, Reader};
+use crate::ports::{Cleanup, Fold, FoldEvent, LogError, ReadFrom, Reader, TopicInfo};
 
 pub(super) struct TopicFold {
     config: KafkaConfig,
     topic: TopicName,
-    admin: AdminClient<Context>,
     reader: Option<TopicReader>,
     id: String,
     waiting: VecDeque<FoldEvent>,
@@ -32,15 +28,9 @@ pub(super) struct TopicFold {
 
 impl TopicFold {
     pub(super) fn open(config: &KafkaConfig, topic: &TopicName) -> Result<Self, LogError> {
-        let context = Context::new(config.sasl.clone(), config.assignor);
-        let admin = config
-            .client()?
-            .create_with_context(context)
-            .map_err(|e| error::from_kafka(&e, "cannot make a client"))?;
         let mut fold = Self {
             config: config.clone(),
             topic: topic.clone(),
-            admin,
             reader: None,
             id: String::new(),
             waiting: VecDeque::new(),
@@ -55,16 +45,12 @@ impl TopicFold {
 
     fn begin(&mut self) -> Result<(), LogError> {
         let wait = self.config.timing.socket;
-        if let Some(sasl) = &self.config.sasl {
-            sasl.hand_token(self.admin.inner().native_ptr())?;
-        }
         let reader = TopicReader::open(&self.config, &self.topic, None, ReadFrom::Start)?;
         let client = reader.consumer().client();
-        let (id, partitions) = topics::identity(client, &self.topic, wait)?
-            .ok_or_else(|| LogError::UnknownTopic(self.topic.clone()))?;
-        let named = [(self.topic.clone(), partitions)];
-        let found = topics::configs(&self.admin, &named, wait)?.pop().flatten();
-        let found = found.ok_or_else(|| LogError::UnknownTopic(self.topic.clone()))?;
+        let found = topics::look_at(client, &self.topic, wait)?;
+        let TopicInfo { id, config: found, .. } =
+            found.ok_or_else(|| LogError::UnknownTopic(self.topic.clone()))?;
+        let partitions = found.partitions;
         if found.cleanup != Cleanup::Compact || partitions != 1 {
             return Err(LogError::BadConfig(format!(
                 "topic {} must have one partition and cleanup.policy=compact, it has {partitions} and {:?}: \
@@ -72,7 +58,7 @@ impl TopicFold {
                 self.topic, found.cleanup
             )));
         }
-        self.patience = delete_retention(&self.admin, &self.topic, wait)? / 2;
+        self.patience = topics::delete_retention(client, &self.topic, wait)? / 2;
         (self.reader, self.id, self.caught_up) = (Some(reader), id, false);
         (self.checked, self.heard) = (Instant::now(), Instant::now());
         Ok(())
@@ -91,21 +77,6 @@ impl TopicFold {
         let found = topics::identity(reader.consumer().client(), &self.topic, self.config.timing.socket)?;
         Ok(found.is_some_and(|(id, _)| id == self.id))
     }
-}
-
-fn delete_retention(
-    admin: &AdminClient<Context>,
-    topic: &TopicName,
-    wait: Duration,
-) -> Result<Duration, LogError> {
-    let options = AdminOptions::new().request_timeout(Some(wait));
-    let resource = ResourceSpecifier::Topic(topic.as_str());
-    let answers = block_on(admin.describe_configs([&resource], &options))
-        .map_err(|e| error::from_kafka(&e, "cannot read the configuration of topics"))?;
-    let entry = answers.into_iter().next().and_then(Result::ok);
-    let value = entry.as_ref().and_then(|answer| answer.get("delete.retention.ms")?.value.clone());
-    let millis = value.and_then(|text| text.parse().ok()).unwrap_or(86_400_000);
-    Ok(Duration::from_millis(millis))
 }
 
 impl Fold for TopicFold {

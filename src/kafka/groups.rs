@@ -7,20 +7,23 @@ use rdkafka::admin::AdminOptions;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+use tracing::info;
 
 use super::admin::Admin;
 use super::context::Context;
-use super::error;
+use super::{error, ffi};
 use crate::core::ledger::TopicPartition;
 use crate::core::names::ConsumerGroup;
 use crate::core::record::Offset;
-use crate::ports::{LogError, Offsets};
+use crate::ports::{LaneSpec, LogError, Offsets};
 
 impl Admin {
     /// A consumer that speaks for a group without joining it.
     fn spokesman(&self, group: &ConsumerGroup) -> Result<BaseConsumer<Context>, LogError> {
         let mut client = self.config.consumer()?;
         client.set("group.id", group.as_str());
+        // What is committed so far, also while a transaction is under way: the answer would else wait for its end.
+        client.set("isolation.level", "read_uncommitted");
         let context = Context::new(self.config.sasl.clone(), self.config.assignor);
         context.close();
         let consumer: BaseConsumer<Context> =
@@ -29,6 +32,34 @@ impl Admin {
             sasl.hand_token(consumer.client().native_ptr())?;
         }
         Ok(consumer)
+    }
+
+    /// The client ids of the group's members.
+    fn client_ids(&self, group: &ConsumerGroup) -> Result<Vec<String>, LogError> {
+        let client = self.administrator()?.inner().native_ptr();
+        ffi::members(client, group.as_str(), self.wait())
+            .map_err(|code| error::from_code(code, &format!("cannot look at group {group}")))
+    }
+
+    /// Whether somebody reads with the group who is no lane of this deployment: the client ids of its lanes are their
+    /// transactional ids, which differ in their last two parts alone, the node and the lane. Who joins later is not
+    /// noticed.
+    pub(super) fn check_group(&self, spec: &LaneSpec) -> Result<(), LogError> {
+        let of_deployment = |id: &str| id.rsplitn(3, '.').nth(2).map(str::to_owned);
+        let ours = of_deployment(&spec.transactional_id);
+        let members = match self.client_ids(&spec.group) {
+            Ok(members) => members,
+            Err(error @ (LogError::Refused(_) | LogError::BadConfig(_))) => return Err(error),
+            // No word about others; the lane finds out by itself whether the coordinator is there.
+            Err(error) => {
+                info!(%error, "whether the group is in use by others is not known");
+                return Ok(());
+            }
+        };
+        match members.into_iter().find(|id| of_deployment(id) != ours) {
+            None => Ok(()),
+            Some(id) => Err(LogError::GroupInUse { group: spec.group.clone(), by: format!("client {id:?}") }),
+        }
     }
 
     fn everything(&self) -> Result<TopicPartitionList, LogError> {
@@ -75,11 +106,7 @@ impl Offsets for Admin {
     }
 
     fn members(&self, group: &ConsumerGroup) -> Result<usize, LogError> {
-        let list = self
-            .client()
-            .fetch_group_list(Some(group.as_str()), self.wait())
-            .map_err(|e| error::from_kafka(&e, &format!("cannot look at group {group}")))?;
-        Ok(list.groups().iter().filter(|g| g.name() == group.as_str()).map(|g| g.members().len()).sum())
+        self.client_ids(group).map(|ids| ids.len())
     }
 
     fn alter(&self, group: &ConsumerGroup, to: &BTreeMap<TopicPartition, Offset>) -> Result<(), LogError> {

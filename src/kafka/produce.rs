@@ -14,7 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
 use super::config::KafkaConfig;
 use super::context::Context;
-use super::{error, topics};
+use super::{error, ffi, topics};
 use crate::core::names::TopicName;
 use crate::core::partitioner::murmur2;
 use crate::core::record::Record;
@@ -74,10 +74,14 @@ impl Sender {
     pub(super) fn open(config: &KafkaConfig) -> Result<Self, LogError> {
         let inner = Context::new(config.sasl.clone(), config.assignor);
         let context = Collector { inner, delivered: Mutex::default() };
-        let producer = config
+        let producer: BaseProducer<Collector> = config
             .producer()?
             .create_with_context(context)
             .map_err(|e| error::from_kafka(&e, "cannot make a producer"))?;
+        // Questions come before the first poll, which would ask for the token.
+        if let Some(sasl) = &config.sasl {
+            sasl.hand_token(producer.client().native_ptr())?;
+        }
         Ok(Self { producer, config: config.clone(), known: Vec::new(), turn: 0 })
     }
 
@@ -108,6 +112,10 @@ impl Sender {
     }
 
     pub(super) fn send(&mut self, records: &[Produce]) -> Result<Vec<Produced>, LogError> {
+        // It was not polled since it last sent: a token may have become due.
+        for _ in 0..=ffi::events(self.producer.client().native_ptr()) {
+            self.producer.poll(Duration::ZERO);
+        }
         let places = records.iter().map(|produce| self.place(produce)).collect::<Result<Vec<_>, _>>()?;
         self.producer.context().delivered.lock().clear();
         let deadline = Instant::now() + self.config.timing.transaction;

@@ -1,10 +1,8 @@
 //! What a topic looks like: partitions, limits, configuration, and how ours map to Kafka's.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures::executor::block_on;
 use rdkafka::ClientContext;
-use rdkafka::admin::{AdminClient, AdminOptions, ConfigEntry, ResourceSpecifier};
 use rdkafka::client::Client;
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::metadata::MetadataTopic;
@@ -13,7 +11,7 @@ use super::context::Context;
 use super::{error, ffi};
 use crate::core::names::TopicName;
 use crate::core::record::Payload;
-use crate::ports::{Cleanup, LogError, TopicConfig};
+use crate::ports::{Cleanup, LogError, TopicConfig, TopicInfo};
 
 /// What an output record must fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -99,35 +97,62 @@ pub(super) fn identity(
     }
 }
 
-/// Reads the configuration of topics.
+/// Reads the configuration of topics; `None` where there is no such topic.
 pub(super) fn configs(
-    admin: &AdminClient<Context>,
+    client: &Client<Context>,
     topics: &[(TopicName, u32)],
     wait: Duration,
 ) -> Result<Vec<Option<TopicConfig>>, LogError> {
     if topics.is_empty() {
         return Ok(Vec::new());
     }
-    let what = "cannot read the configuration of topics";
-    let resources: Vec<_> =
-        topics.iter().map(|(topic, _)| ResourceSpecifier::Topic(topic.as_str())).collect();
-    let options = AdminOptions::new().request_timeout(Some(wait));
-    let answers =
-        block_on(admin.describe_configs(&resources, &options)).map_err(|e| error::from_kafka(&e, what))?;
-    let mut configs = Vec::with_capacity(topics.len());
-    for (answer, (topic, partitions)) in answers.into_iter().zip(topics) {
-        configs.push(match answer {
-            Ok(answer) => Some(from_entries(&answer.entries, *partitions, topic)),
-            Err(Code::UnknownTopicOrPartition) => None,
-            Err(code) => return Err(error::from_code(code, what)),
-        });
-    }
-    Ok(configs)
+    let names: Vec<&str> = topics.iter().map(|(topic, _)| topic.as_str()).collect();
+    let answers = ffi::topic_settings(client.native_ptr(), &names, wait)
+        .map_err(|code| error::from_code(code, "cannot read the configuration of topics"))?;
+    let config = |(answer, (topic, partitions)): (ffi::Settings, &(TopicName, u32))| match answer {
+        Ok(settings) => Ok(Some(from_settings(&settings, *partitions, topic))),
+        Err(Code::UnknownTopicOrPartition) => Ok(None),
+        Err(code) => Err(error::from_code(code, &format!("cannot read the configuration of {topic}"))),
+    };
+    answers.into_iter().zip(topics).map(config).collect()
 }
 
-fn from_entries(entries: &[ConfigEntry], partitions: u32, topic: &TopicName) -> TopicConfig {
-    let text =
-        |name: &str| entries.iter().find(|entry| entry.name == name).and_then(|entry| entry.value.as_deref());
+/// One topic, `None` when there is none of that name. A topic that was just made is known to some brokers before
+/// others: those that do not know it yet are asked again.
+pub(super) fn look_at(
+    client: &Client<Context>,
+    name: &TopicName,
+    wait: Duration,
+) -> Result<Option<TopicInfo>, LogError> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let Some((id, partitions)) = identity(client, name, wait)? else { return Ok(None) };
+        if let Some(config) = configs(client, &[(name.clone(), partitions)], wait)?.pop().flatten() {
+            return Ok(Some(TopicInfo { name: name.clone(), id, config }));
+        }
+        if Instant::now() > deadline {
+            return Err(LogError::Unavailable(format!("topic {name} is not known to every broker yet")));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// After how long tombstones of a topic may go.
+pub(super) fn delete_retention(
+    client: &Client<Context>,
+    topic: &TopicName,
+    wait: Duration,
+) -> Result<Duration, LogError> {
+    let mut answers = ffi::topic_settings(client.native_ptr(), &[topic.as_str()], wait)
+        .map_err(|code| error::from_code(code, "cannot read the configuration of topics"))?;
+    let settings = answers.pop().and_then(Result::ok).unwrap_or_default();
+    let text = settings.iter().find(|(name, _)| name == "delete.retention.ms");
+    let millis = text.and_then(|(_, text)| text.parse().ok()).unwrap_or(86_400_000);
+    Ok(Duration::from_millis(millis))
+}
+
+fn from_settings(settings: &[(String, String)], partitions: u32, topic: &TopicName) -> TopicConfig {
+    let text = |name: &str| settings.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
     // Negative means no limit.
     let number = |name: &str| text(name).and_then(|text| text.parse::<u64>().ok());
     let policy = text("cleanup.policy").unwrap_or("delete");

@@ -36,7 +36,6 @@ pub struct Lane {
     transaction: Transaction,
 }
 
-#[expect(clippy::struct_excessive_bools, reason = "independent of one another: none follows from the others")]
 struct Slot {
     topic: Arc<Topic>,
     cursor: Cursor,

@@ -47,6 +47,7 @@ fn a_directory_without_a_log_stays_as_it_is() {
             .complains("COPROC_DIR");
         assert!(!place.path("log").exists(), "{args:?} made something");
     }
+    place.coproc(&["doctor"]).succeeds().says("there is no log in");
     // A name that is no good makes nothing either; a good one does, and says so.
     place.coproc(&["topic", "create", "coprocessor_logs"]).exits(4);
     assert!(!place.path("log").exists());

@@ -134,6 +134,7 @@ fn a_failing_record_goes_to_the_dead_letters_and_what_it_printed_is_in_the_logs(
     place.coproc(&["consume", "dead", "-o", "json"]).succeeds().says("trap");
     place.wait_for(&["logs", "fails"], |ran| ran.out.contains("oh no, bad\n"));
     place.coproc(&["logs", "fails", "--tail", "1"]).succeeds();
+    place.coproc(&["logs", "fials", "--follow"]).exits(3).complains("there is no coprocessor fials");
     place
         .coproc(&["logs", "fails", "--head", "1", "-o", "wide"])
         .succeeds()

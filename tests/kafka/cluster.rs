@@ -1,4 +1,5 @@
 //! Real brokers for tests, started by `tests/env/kafka`, and stopped when the test process ends.
+#![allow(dead_code, reason = "not every test binary that shares this file needs all of it")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -96,7 +97,6 @@ pub fn topic(log: &dyn Log, what: &str, partitions: u32) -> TopicName {
 }
 
 /// Waits until the topic's first partition ends there: brokers write the markers of a commit in the background.
-#[allow(dead_code, reason = "not every test binary that shares this file needs it")]
 pub fn await_end(log: &dyn Log, topic: &TopicName, end: i64) {
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while log.topics().extents(topic).unwrap()[0].end != end {

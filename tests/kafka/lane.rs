@@ -13,7 +13,8 @@ use coproc::ports::{Emit, Event, LaneSession, LaneSpec, Log, LogError, Placement
 pub fn spec(group: &str, id: &str, from: &TopicName, to: &TopicName) -> LaneSpec {
     LaneSpec {
         group: group.parse().unwrap(),
-        transactional_id: id.to_owned(),
+        // Lanes of one deployment, as the group takes them, differ in the last two parts.
+        transactional_id: format!("{group}.{id}.0"),
         inputs: vec![from.clone()],
         outputs: vec![to.clone()],
         start: StartOffset::Earliest,

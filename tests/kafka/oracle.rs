@@ -1,4 +1,5 @@
 //! The one judge of delivery: two read-committed consumers that are not our code.
+#![allow(dead_code, reason = "not every test binary that shares this file needs all of it")]
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -26,7 +27,7 @@ pub fn contents(cluster: &Cluster, topic: &TopicName) -> Contents {
 pub fn kcat(cluster: &Cluster, topic: &TopicName) -> Contents {
     let output = Command::new("kcat")
         .args(["-C", "-q", "-e", "-b", &cluster.bootstrap, "-t", topic.as_str(), "-o", "beginning"])
-        .args(["-X", "isolation.level=read_committed", "-f", "%p\t%k\t%s\n"])
+        .args(["-X", "isolation.level=read_committed", "-Z", "-f", "%p\t%k\t%s\n"])
         .output()
         .expect("kcat is installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -51,7 +52,9 @@ fn console_consumer(cluster: &Cluster, topic: &TopicName) -> Contents {
             "print.key=true",
         ],
     );
-    collect(text.lines().filter_map(|line| line.strip_prefix("Partition:")).map(str::to_owned))
+    let named = |part: &str| if part == "null" { "NULL".to_owned() } else { part.to_owned() };
+    let line = |line: &str| line.splitn(3, '\t').map(named).collect::<Vec<_>>().join("\t");
+    collect(text.lines().filter_map(|text| text.strip_prefix("Partition:")).map(line))
 }
 
 fn collect(lines: impl Iterator<Item = String>) -> Contents {

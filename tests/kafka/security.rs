@@ -1,16 +1,24 @@
 //! Logins: TLS, mutual TLS, every SASL mechanism, from files; what a refusal says, and what it does not.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use coproc::control::modules;
+use coproc::control::topics::OwnTopic;
+use coproc::control::writer::DesiredWriter;
+use coproc::core::deployment::{Naming, Sink};
 use coproc::core::disposition::Disposition;
+use coproc::core::names::Installation;
+use coproc::core::status::State;
 use coproc::kafka::{Credentials, KafkaConfig, KafkaLog, Mechanism, Tls};
-use coproc::ports::Log;
+use coproc::ports::{Log, TopicConfig};
 
 use super::cluster::{Cluster, await_end, fill, fresh, topic};
 use super::lane::{Lane, spec};
+use super::support::{Rig, deployment, identity, identity_of, start_node_of, wait_for};
 
 const LONG: Duration = Duration::from_mins(1);
 
@@ -84,38 +92,72 @@ fn tls_and_mutual_tls_let_in_whom_they_should() {
     }
 }
 
-/// The permissions that a lane needs, no more, on a cluster that denies what is not allowed.
-#[test]
-fn a_lane_runs_with_just_the_permissions_that_are_documented() {
-    let cluster = Cluster::start("acl", &["--sasl", "--authorizer"]);
-    let password = file(&cluster, "password", "coproc-test");
-    let mut admin = cluster.config();
-    admin.sasl = Some(Credentials::user(Mechanism::Plain, "admin".to_owned(), password.clone()));
-    let admin = KafkaLog::connect(admin).unwrap();
-    let (from, to) = (topic(&*admin, "acl", 1), topic(&*admin, "acl-out", 1));
-    fill(&*admin, &from, 1, 100);
+/// The commands of `docs/kafka.md`.
+fn documented_permissions() -> Vec<Vec<String>> {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/kafka.md")).unwrap();
+    let command =
+        |line: &str| Some(line.strip_prefix("kafka-acls ")?.split(' ').map(str::to_owned).collect());
+    page.lines().filter_map(command).collect()
+}
+
+fn user(cluster: &Cluster, name: &str) -> KafkaConfig {
+    let password = file(cluster, "password", "coproc-test");
     let mut config = cluster.config();
-    config.sasl = Some(Credentials::user(Mechanism::Plain, "alice".to_owned(), password));
-    let log = KafkaLog::connect(config).unwrap();
-    let (group, id) = (fresh("coproc.g"), fresh("coproc.t"));
-    assert!(log.lane(&spec(&group, &id, &from, &to)).is_err(), "nothing is allowed yet");
+    config.sasl = Some(Credentials::user(Mechanism::Plain, name.to_owned(), password));
+    config
+}
+
+/// A node, and somebody who deploys to it, each with the permissions that are documented and no more, on a cluster
+/// that denies what is not allowed.
+#[test]
+fn the_documented_permissions_are_enough_and_needed() {
+    let cluster = Cluster::start("acl", &["--sasl", "--authorizer"]);
+    let admin: Arc<dyn Log> = KafkaLog::connect(user(&cluster, "admin")).unwrap();
+    for own in OwnTopic::ALL {
+        own.ensure(&*admin).unwrap();
+    }
+    for name in ["orders", "orders-out"] {
+        admin.topics().create(&name.parse().unwrap(), &TopicConfig::default()).unwrap();
+    }
+    fill(&*admin, &"orders".parse().unwrap(), 1, 100);
+    let node: Arc<dyn Log> = KafkaLog::connect(user(&cluster, "node")).unwrap();
+    let deployer: Arc<dyn Log> = KafkaLog::connect(user(&cluster, "deployer")).unwrap();
+    let spec = || spec("coproc.g", "t", &"orders".parse().unwrap(), &"orders-out".parse().unwrap());
+    assert!(node.lane(&spec()).is_err(), "nothing is allowed yet");
     let properties = cluster.dir.join("client.properties");
-    let allow = |args: &[&str]| {
-        let mut all = vec!["--command-config", properties.to_str().unwrap(), "--add"];
-        all.extend(["--allow-principal", "User:alice"]);
-        all.extend(args);
+    let permissions = documented_permissions();
+    assert!(permissions.len() > 8);
+    for permission in &permissions {
+        let mut all = vec!["--command-config", properties.to_str().unwrap()];
+        all.extend(permission.iter().map(String::as_str));
         cluster.tool("org.apache.kafka.tools.AclCommand", &all);
-    };
-    allow(&["--operation", "Read", "--operation", "Describe", "--topic", from.as_str()]);
-    let output =
-        ["Write", "Describe", "DescribeConfigs"].map(|operation| ["--operation", operation]).concat();
-    allow(&[output.as_slice(), &["--topic", to.as_str()]].concat());
-    allow(&["--operation", "Read", "--group", "coproc.", "--resource-pattern-type", "prefixed"]);
-    let ids = ["--transactional-id", "coproc.", "--resource-pattern-type", "prefixed"];
-    allow(&[&["--operation", "Write", "--operation", "Describe"][..], &ids].concat());
-    std::thread::sleep(Duration::from_millis(500));
-    let mut lane = Lane::open(&*log, &spec(&group, &id, &from, &to)).unwrap();
-    lane.run(LONG, |lane| lane.copied == 100 && lane.at_end.len() == 1).unwrap();
-    drop(lane);
-    await_end(&*admin, &to, 101);
+    }
+    let rig = Rig::on(deployer, "default", 0);
+    let digest = wait_for("the permissions to take effect", || modules::upload(&*rig.log, &identity()).ok());
+    let mut wanted = deployment(&[digest], "orders", &["orders-out", "view"], "");
+    if let Sink::Kafka { kafka } = &mut wanted.sinks[1] {
+        kafka.naming = Naming::Materialized;
+    }
+    rig.put("secured", wanted);
+    let running = start_node_of(&node, rig.pool.clone(), 0);
+    for name in ["orders-out", "orders._view_"] {
+        wait_for(name, || {
+            let end = admin.topics().extents(&name.parse().unwrap()).ok()?[0].end;
+            (end >= if name == "orders-out" { 101 } else { 0 }).then_some(())
+        });
+    }
+    let status = rig.wait_for_state("secured", State::Running);
+    assert_eq!(status.last_error.map(|error| error.message), None);
+    // Who only runs deployments cannot make one.
+    let writer = DesiredWriter::new(&*node, Installation::default_name());
+    assert!(
+        writer.set_paused(&identity_of("secured"), true).is_err(),
+        "a node may not write the control topic"
+    );
+    rig.set_paused("secured", true);
+    rig.wait_for_state("secured", State::Paused);
+    let group = identity_of("secured").consumer_group();
+    assert!(!rig.log.offsets().committed(&group).unwrap().is_empty());
+    rig.log.offsets().delete(&group).unwrap();
+    assert!(running.stop());
 }

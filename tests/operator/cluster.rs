@@ -122,10 +122,8 @@ pub struct Images;
 
 impl Modules for Images {
     fn check(&self, registry: &Registry) -> Result<(), String> {
-        match registry.insecure.iter().any(|host| host.contains("nonsense")) {
-            true => Err("insecure: that is no host".into()),
-            false => Ok(()),
-        }
+        let is_nonsense = registry.insecure.iter().any(|host| host.contains("nonsense"));
+        if is_nonsense { Err("insecure: that is no host".into()) } else { Ok(()) }
     }
 
     fn resolve(&self, image: &str, _: &Registry) -> Result<Resolved, ResolveError> {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what is wrong by failing")]
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coproc::control::modules::{self, TopicStore};
@@ -22,7 +22,7 @@ use coproc::telemetry::clock::SystemClock;
 use coproc::wasm::{WasmOptions, Wasmtime};
 
 /// The longest that anything here may take before the test fails. Nothing waits this long when all is well.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `ready` gives something; fails with what `what` says after a long time.
 pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
@@ -97,10 +97,18 @@ pub fn fragile() -> Vec<u8> {
     )
 }
 
-/// An embedded log, and a node on it.
+/// Writers of the control topic fence each other; tests on a shared log take turns.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A log, and a node on it.
 pub struct Rig {
-    pub log: Arc<EmbeddedLog>,
+    pub log: Arc<dyn Log>,
     pub node: Option<Node>,
+    pub pool: PoolName,
+    pub node_id: u32,
     _dir: Option<tempfile::TempDir>,
 }
 
@@ -112,16 +120,31 @@ pub fn identity_of(name: &str) -> Identity {
     format!("default/_cli/coprocessor/{name}").parse().unwrap()
 }
 
-pub fn start_node(log: &Arc<EmbeddedLog>) -> Node {
-    start_node_with(log, Wasmtime::new(WasmOptions::default(), None).unwrap(), 2_000)
+pub fn start_node(log: &Arc<dyn Log>) -> Node {
+    start_node_of(log, PoolName::default_name(), 0)
 }
 
 /// A node with another engine, or room for fewer lanes.
-pub fn start_node_with(log: &Arc<EmbeddedLog>, engine: Arc<dyn Engine>, max_lanes: usize) -> Node {
-    let log: Arc<dyn Log> = log.clone();
+pub fn start_node_with(log: &Arc<dyn Log>, engine: Arc<dyn Engine>, max_lanes: usize) -> Node {
+    start(log, engine, max_lanes, PoolName::default_name(), 0)
+}
+
+/// A node of another pool.
+pub fn start_node_of(log: &Arc<dyn Log>, pool: PoolName, node_id: u32) -> Node {
+    start(log, Wasmtime::new(WasmOptions::default(), None).unwrap(), 2_000, pool, node_id)
+}
+
+fn start(
+    log: &Arc<dyn Log>,
+    engine: Arc<dyn Engine>,
+    max_lanes: usize,
+    pool: PoolName,
+    node_id: u32,
+) -> Node {
+    let log = log.clone();
     let config = NodeConfig {
-        node_id: NodeId(0),
-        pool: PoolName::default_name(),
+        node_id: NodeId(node_id),
+        pool,
         installation: Installation::default_name(),
         max_lanes,
         http: None,
@@ -142,20 +165,31 @@ impl Rig {
     /// A log in a directory of its own, without a node.
     pub fn without_node() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let log = EmbeddedLog::open(dir.path(), Options::default()).unwrap();
-        Self { log, node: None, _dir: Some(dir) }
+        let path = dir.path().to_owned();
+        Self { _dir: Some(dir), ..Self::at(&path) }
+    }
+
+    /// A shared log, with a pool of its own, without a node.
+    pub fn on(log: Arc<dyn Log>, pool: &str, node_id: u32) -> Self {
+        Self { log, node: None, pool: pool.parse().unwrap(), node_id, _dir: None }
+    }
+
+    /// Starts the node, or starts it again.
+    pub fn start(&mut self) {
+        self.node = None;
+        self.node = Some(start_node_of(&self.log, self.pool.clone(), self.node_id));
     }
 
     /// A node on a log in a directory of its own.
     pub fn new() -> Self {
         let mut rig = Self::without_node();
-        rig.node = Some(start_node(&rig.log));
+        rig.start();
         rig
     }
 
     /// A log in this directory, without a node.
     pub fn at(dir: &Path) -> Self {
-        Self { log: EmbeddedLog::open(dir, Options::default()).unwrap(), node: None, _dir: None }
+        Self::on(EmbeddedLog::open(dir, Options::default()).unwrap(), "default", 0)
     }
 
     pub fn create(&self, name: &str, partitions: u32) {
@@ -172,11 +206,26 @@ impl Rig {
         outputs: &[&str],
         more: &str,
     ) -> Result<u64, Error> {
-        let digests: Vec<Digest> =
-            modules.iter().map(|module| modules::upload(self.log.as_ref(), module).unwrap()).collect();
+        let digests: Vec<Digest> = modules.iter().map(|module| self.upload(module)).collect();
         let deployment = deployment(&digests, input, outputs, more);
+        let _alone = alone();
         let writer = DesiredWriter::new(self.log.as_ref(), Installation::default_name());
-        writer.deploy(&PoolName::default_name(), &identity_of(name), &deployment)
+        writer.deploy(&self.pool, &identity_of(name), &deployment)
+    }
+
+    pub fn upload(&self, module: &[u8]) -> Digest {
+        let _alone = alone();
+        modules::upload(self.log.as_ref(), module).unwrap()
+    }
+
+    pub fn put(&self, name: &str, deployment: Deployment) {
+        let _alone = alone();
+        self.writer().deploy(&self.pool, &identity_of(name), &deployment).unwrap();
+    }
+
+    pub fn set_paused(&self, name: &str, paused: bool) {
+        let _alone = alone();
+        self.writer().set_paused(&identity_of(name), paused).unwrap();
     }
 
     pub fn writer(&self) -> DesiredWriter<'_> {

@@ -41,6 +41,8 @@ impl Intake {
     pub(super) fn open(config: &KafkaConfig, spec: &LaneSpec) -> Result<Self, LogError> {
         let mut client = config.consumer()?;
         client.set("group.id", spec.group.as_str());
+        // By it the other lanes of the deployment know each other from strangers in the group.
+        client.set("client.id", &spec.transactional_id);
         client.set("session.timeout.ms", config.timing.session.as_millis().to_string());
         client.set("heartbeat.interval.ms", (config.timing.session.as_millis() / 6).max(200).to_string());
         client.set("max.poll.interval.ms", config.timing.max_poll.as_millis().to_string());

@@ -72,7 +72,8 @@ pub(super) fn on_partition_error(
                     "{partition} must be sought: {text}"
                 ))));
             }
-            Some(Event::Failed(LogError::OffsetOutOfRange { partition, wanted, first, end }))
+            let error = LogError::OffsetOutOfRange { partition: partition.clone(), wanted, first, end };
+            Some(Event::Stuck { partition, error })
         }
         Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
             Some(Event::Failed(LogError::UnknownTopic(slot.partition.topic.clone())))
@@ -80,7 +81,12 @@ pub(super) fn on_partition_error(
         code if error::mends_itself(code) => None,
         code => {
             let what = format!("cannot read {}: {}", slot.partition, message.error_text());
-            Some(Event::Failed(error::from_code(code, &what)))
+            match error::from_code(code, &what) {
+                error @ LogError::Corrupt(_) => {
+                    Some(Event::Stuck { partition: slot.partition.clone(), error })
+                }
+                error => Some(Event::Failed(error)),
+            }
         }
     }
 }

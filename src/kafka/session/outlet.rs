@@ -266,6 +266,7 @@ impl Outlet {
             self.send_offsets(offsets, group, budget)?;
         }
         fail::fail_point!("kafka-after-offsets");
+        fail::fail_point!("kafka-abort", |_| Err(LogError::Unavailable("a fail point".to_owned())));
         let before = self.producer()?.context().connection_errors();
         let asked = Instant::now();
         let committed = self.producer()?.commit_transaction(self.timing().transaction);
@@ -335,9 +336,7 @@ impl Outlet {
     fn fence(&self, what: &str) -> LogError {
         let id = self.transactional_id.clone().unwrap_or_default();
         match self.open_since {
-            Some(since) if since.elapsed() >= self.timing().transaction => {
-                LogError::Unavailable(format!("the transaction was open for too long: {what}"))
-            }
+            Some(since) if since.elapsed() >= self.timing().transaction => LogError::Expired(what.to_owned()),
             _ => LogError::Fenced(id),
         }
     }

@@ -224,8 +224,11 @@ pub fn error_out(error: &LogError) -> wire::Error {
         LogError::Corrupt(message) => said(Kind::Corrupt, message),
         LogError::Locked(message) => said(Kind::Locked, message),
         LogError::Fenced(message) => said(Kind::Fenced, message),
-        LogError::Unavailable(message) => said(Kind::Unavailable, message),
+        // The embedded log's transactions do not expire.
+        LogError::Unavailable(message) | LogError::Expired(message) => said(Kind::Unavailable, message),
         LogError::Refused(message) => said(Kind::Refused, message),
+        // The embedded log knows of no readers but its own.
+        LogError::GroupInUse { .. } => said(Kind::Refused, &error.to_string()),
         LogError::BadConfig(message) => said(Kind::BadConfig, message),
         LogError::Uncertain(message) => said(Kind::Uncertain, message),
     }

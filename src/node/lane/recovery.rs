@@ -10,8 +10,11 @@ use crate::ports::{Event, LogError};
 
 impl Lane {
     pub(super) fn log_failed(&mut self, error: LogError) -> Turn {
-        if let LogError::RecordRefused { .. } = &error {
-            self.blame(&error);
+        match &error {
+            LogError::RecordRefused { .. } => self.blame(&error),
+            // Some record takes long: one transaction for each, so that it does not take others along again.
+            LogError::Expired(_) => self.go_carefully(),
+            _ => {}
         }
         let (now, jitter) = (self.now(), self.jitter());
         self.parts.metrics.aborted.inc();
@@ -35,14 +38,20 @@ impl Lane {
     /// The log refused a record. With one record in the transaction that is the one; otherwise what was in it is
     /// replayed one record at a time.
     pub(super) fn blame(&mut self, error: &LogError) {
+        let at_hand = self.work.as_ref().map(|work| work.partition.clone());
+        match at_hand.filter(|at| self.careful.contains_key(at)) {
+            Some(at) => {
+                let offset = self.at_hand_offset().unwrap_or_default();
+                self.refused.insert(at, Refused { offset, message: error.to_string() });
+            }
+            None => self.go_carefully(),
+        }
+    }
+
+    /// What is in the open transaction is replayed one record at a time, each in a transaction of its own.
+    fn go_carefully(&mut self) {
         let open: Vec<_> = self.ledger.uncommitted().map(|(at, next)| (at.clone(), next)).collect();
         let at_hand = self.work.as_ref().map(|work| work.partition.clone());
-        let careful = at_hand.as_ref().is_some_and(|at| self.careful.contains_key(at));
-        if let (true, Some(at)) = (careful, at_hand.clone()) {
-            let offset = self.at_hand_offset().unwrap_or_default();
-            self.refused.insert(at, Refused { offset, message: error.to_string() });
-            return;
-        }
         for (partition, next) in open {
             self.careful.insert(partition, next);
         }

@@ -19,6 +19,11 @@ impl Lane {
     /// Runs the batch at hand until it is done, a commit is due, or a record fails.
     pub(super) fn run_work(&mut self) -> Result<(), LogError> {
         let Some(mut work) = self.work.take() else { return Ok(()) };
+        let careful = self.careful.contains_key(&work.partition);
+        if careful && work.batch.is_some() && self.pending.due.is_some() {
+            // The record at hand gets a transaction of its own: it may be slow, or to blame, and others must not be.
+            self.commit()?;
+        }
         if let Some((offset, message)) = self.known_refusal(&work) {
             let batch = work.batch.take().unwrap_or_default();
             let failure = chain::refused(&self.plan.chain, message);
@@ -31,7 +36,6 @@ impl Lane {
                 Err(failure) => return self.start_failed(work, &failure),
             }
         }
-        let careful = self.careful.contains_key(&work.partition);
         let Some(mut chain) = self.chains.remove(&topic) else { return Ok(()) };
         if let Some(batch) = work.batch.take() {
             if work.next == 0 {

@@ -412,6 +412,7 @@ impl Entry {
                 let reason = match &error {
                     LogError::UnknownTopic(_) | LogError::UnknownPartition { .. } => "TopicNotFound",
                     LogError::OffsetOutOfRange { .. } => "OffsetOutOfRange",
+                    LogError::GroupInUse { .. } => "GroupInUse",
                     LogError::Refused(_) => "Refused",
                     _ => "LogRefused",
                 };

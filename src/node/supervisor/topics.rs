@@ -105,9 +105,15 @@ fn make_materialized(
         for sink in deployment.kafka_sinks().filter(|sink| sink.naming == Naming::Materialized) {
             let Ok(topic) = TopicName::materialized(input, &sink.topic) else { continue };
             let config = TopicConfig { materialized: true, ..source.clone() };
+            // Looked at first: who may not create topics is refused even where there is nothing to create.
+            if let Some(found) = log.topics().describe(&topic).map_err(NotReady::Log)? {
+                follow(log, &topic, input, found.config.partitions, config.partitions)?;
+                continue;
+            }
             match log.topics().create(&topic, &config) {
                 Ok(()) => tracing::info!(%topic, source = %input, "a materialized topic was made"),
-                Err(LogError::TopicExists(_)) => check_materialized(log, &topic, input, &config)?,
+                // By another node, like its source.
+                Err(LogError::TopicExists(_)) => {}
                 Err(error) => return Err(NotReady::Log(error)),
             }
         }
@@ -115,18 +121,26 @@ fn make_materialized(
     Ok(())
 }
 
-fn check_materialized(
+/// Gives a materialized topic as many partitions as its source has.
+fn follow(
     log: &dyn Log,
     topic: &TopicName,
     input: &TopicName,
-    wanted: &TopicConfig,
+    has: u32,
+    wanted: u32,
 ) -> Result<(), NotReady> {
-    let found = log.topics().describe(topic).map_err(NotReady::Log)?;
-    match found {
-        Some(info) if info.config.partitions < wanted.partitions => Err(NotReady::Unusable(format!(
-            "materialized topic {topic} has {} partitions, its source {input} has {}: delete it, it is made anew",
-            info.config.partitions, wanted.partitions
+    if has >= wanted {
+        return Ok(());
+    }
+    match log.topics().grow(topic, wanted) {
+        Ok(()) => {
+            tracing::info!(%topic, source = %input, partitions = wanted, "a materialized topic follows its source");
+            Ok(())
+        }
+        Err(LogError::Refused(reason)) => Err(NotReady::Unusable(format!(
+            "materialized topic {topic} has {has} partitions, its source {input} has {wanted}, and {reason}: \
+             give it as many, or delete it, it is made anew"
         ))),
-        _ => Ok(()),
+        Err(error) => Err(NotReady::Log(error)),
     }
 }

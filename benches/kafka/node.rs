@@ -1,0 +1,68 @@
+//! The node with a wasm identity in one lane.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use coproc::core::deployment::Delivery;
+use coproc::core::names::TopicName;
+use coproc::core::units::Span;
+use coproc::ports::Log;
+
+use super::support::{Rig, deployment, identity, identity_of};
+
+/// A node that runs the identity from `from` to `to`, in a pool of its own.
+pub struct Running {
+    rig: Rig,
+    name: String,
+}
+
+impl Running {
+    /// Deploys, then starts the node: how long it took until the lane was to start is not the lane's.
+    pub fn start(
+        log: &Arc<dyn Log>,
+        from: &TopicName,
+        to: &TopicName,
+        delivery: Delivery,
+        commit_interval: Duration,
+    ) -> Self {
+        let name = to.to_string();
+        let mut rig = Rig::on(log.clone(), &name, 1);
+        let digest = rig.upload(&identity());
+        let mut wanted = deployment(&[digest], from.as_str(), &[to.as_str()], "");
+        wanted.policies.delivery = delivery;
+        wanted.policies.batch.commit_interval = Span::from_ms(commit_interval.as_millis() as u64);
+        rig.put(&name, wanted);
+        rig.start();
+        Self { rig, name }
+    }
+
+    /// Waits until so many records are committed: how long the first commit took.
+    pub fn wait_for(&self, records: usize) -> Duration {
+        let began = Instant::now();
+        let mut first = None;
+        loop {
+            let done = self.committed();
+            if done > 0 && first.is_none() {
+                first = Some(began.elapsed());
+            }
+            if done >= records as u64 {
+                return first.unwrap_or_default();
+            }
+            assert!(began.elapsed() < Duration::from_mins(5), "{done} of {records} records");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn committed(&self) -> u64 {
+        let text = self.rig.node.as_ref().unwrap().metrics().text();
+        let of_ours = |line: &&str| line.starts_with("coproc_records_in_total{") && line.contains(&self.name);
+        let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+        text.lines().filter(of_ours).filter_map(value).sum::<f64>() as u64
+    }
+
+    /// Stops the node and removes the deployment.
+    pub fn stop(mut self) {
+        self.rig.node.take().unwrap().stop();
+        self.rig.writer().remove(&identity_of(&self.name)).unwrap();
+    }
+}

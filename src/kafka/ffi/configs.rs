@@ -1,0 +1,95 @@
+//! The configuration of topics. rust-rdkafka drops the error of each topic and gives no entries instead, which read like
+//! defaults. Called through `ffi`.
+#![allow(unsafe_code, reason = "librdkafka is C")]
+
+use std::ffi::{CStr, CString};
+use std::ptr;
+use std::time::Duration;
+
+use rdkafka::bindings as rd;
+use rdkafka::error::RDKafkaErrorCode as Code;
+
+use super::{Client, c_millis};
+
+/// Names and values of a topic's settings, or why there are none.
+pub(in crate::kafka) type Settings = Result<Vec<(String, String)>, Code>;
+
+/// The settings of these topics, in their order.
+pub(in crate::kafka) fn topic_settings(
+    client: Client,
+    names: &[&str],
+    wait: Duration,
+) -> Result<Vec<Settings>, Code> {
+    let names: Result<Vec<CString>, _> = names.iter().map(|name| CString::new(*name)).collect();
+    let Ok(names) = names else { return Err(Code::InvalidArgument) };
+    let kind = rd::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC;
+    // SAFETY: everything made here is destroyed here; the result lives as long as the event.
+    unsafe {
+        let mut asked: Vec<_> =
+            names.iter().map(|name| rd::rd_kafka_ConfigResource_new(kind, name.as_ptr())).collect();
+        let queue = rd::rd_kafka_queue_new(client);
+        rd::rd_kafka_DescribeConfigs(client, asked.as_mut_ptr(), asked.len(), ptr::null(), queue);
+        let event = rd::rd_kafka_queue_poll(queue, c_millis(wait));
+        let answered = read(event);
+        if !event.is_null() {
+            rd::rd_kafka_event_destroy(event);
+        }
+        rd::rd_kafka_queue_destroy(queue);
+        rd::rd_kafka_ConfigResource_destroy_array(asked.as_mut_ptr(), asked.len());
+        // The answers come in any order.
+        let mut answered = answered?;
+        let of = |name: &CString| {
+            let at = answered.iter().position(|(answer, _)| answer == name)?;
+            Some(answered.swap_remove(at).1)
+        };
+        Ok(names.iter().map(of).map(|found| found.unwrap_or(Err(Code::Fail))).collect())
+    }
+}
+
+/// # Safety
+/// `event` is null or a living event.
+unsafe fn read(event: *mut rd::rd_kafka_event_t) -> Result<Vec<(CString, Settings)>, Code> {
+    // SAFETY: the caller's promise; every pointer below comes from the event and lives as long.
+    unsafe {
+        if event.is_null() {
+            return Err(Code::OperationTimedOut);
+        }
+        let error: Code = rd::rd_kafka_event_error(event).into();
+        if error != Code::NoError {
+            return Err(error);
+        }
+        let result = rd::rd_kafka_event_DescribeConfigs_result(event);
+        if result.is_null() {
+            return Err(Code::OperationTimedOut);
+        }
+        let mut count = 0;
+        let resources = rd::rd_kafka_DescribeConfigs_result_resources(result, &raw mut count);
+        let answer = |index| {
+            let resource = *resources.add(index);
+            let name = CStr::from_ptr(rd::rd_kafka_ConfigResource_name(resource)).to_owned();
+            (name, settings(resource))
+        };
+        Ok((0..count).map(answer).collect())
+    }
+}
+
+/// # Safety
+/// `resource` is alive.
+unsafe fn settings(resource: *const rd::rd_kafka_ConfigResource_t) -> Settings {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let error: Code = rd::rd_kafka_ConfigResource_error(resource).into();
+        if error != Code::NoError {
+            return Err(error);
+        }
+        let mut count = 0;
+        let entries = rd::rd_kafka_ConfigResource_configs(resource, &raw mut count);
+        let setting = |index| {
+            let entry = *entries.add(index);
+            let value = rd::rd_kafka_ConfigEntry_value(entry);
+            let text = |text| CStr::from_ptr(text).to_string_lossy().into_owned();
+            (!value.is_null()).then(|| (text(rd::rd_kafka_ConfigEntry_name(entry)), text(value)))
+        };
+        Ok((0..count).filter_map(setting).collect())
+    }
+}

@@ -1,0 +1,70 @@
+//! Who is in a consumer group. rust-rdkafka's own question goes to every broker, so that one that is down spoils the
+//! answer; this one goes to the group's coordinator. Called through `ffi`.
+#![allow(unsafe_code, reason = "librdkafka is C")]
+
+use std::ffi::{CStr, CString};
+use std::ptr;
+use std::time::Duration;
+
+use rdkafka::bindings as rd;
+use rdkafka::error::RDKafkaErrorCode as Code;
+
+use super::{Client, c_millis};
+
+/// The client ids of a group's members; none of a group that there is not.
+pub(in crate::kafka) fn members(client: Client, group: &str, wait: Duration) -> Result<Vec<String>, Code> {
+    let Ok(group) = CString::new(group) else { return Err(Code::InvalidArgument) };
+    let mut groups = [group.as_ptr()];
+    // SAFETY: everything made here is destroyed here; the result lives as long as the event.
+    unsafe {
+        let queue = rd::rd_kafka_queue_new(client);
+        rd::rd_kafka_DescribeConsumerGroups(client, groups.as_mut_ptr(), 1, ptr::null(), queue);
+        let event = rd::rd_kafka_queue_poll(queue, c_millis(wait));
+        let described = read(event);
+        if !event.is_null() {
+            rd::rd_kafka_event_destroy(event);
+        }
+        rd::rd_kafka_queue_destroy(queue);
+        described
+    }
+}
+
+/// # Safety
+/// `event` is null or a living event.
+unsafe fn read(event: *mut rd::rd_kafka_event_t) -> Result<Vec<String>, Code> {
+    // SAFETY: the caller's promise; every pointer below comes from the event and lives as long.
+    unsafe {
+        if event.is_null() {
+            return Err(Code::OperationTimedOut);
+        }
+        let error: Code = rd::rd_kafka_event_error(event).into();
+        if error != Code::NoError {
+            return Err(error);
+        }
+        let result = rd::rd_kafka_event_DescribeConsumerGroups_result(event);
+        if result.is_null() {
+            return Err(Code::OperationTimedOut);
+        }
+        let mut count = 0;
+        let groups = rd::rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let group = *groups;
+        let error = rd::rd_kafka_ConsumerGroupDescription_error(group);
+        if !error.is_null() {
+            return match rd::rd_kafka_error_code(error).into() {
+                // What brokers from 4.0 on say of a group that there is not.
+                Code::GroupIdNotFound => Ok(Vec::new()),
+                code => Err(code),
+            };
+        }
+        let members = 0..rd::rd_kafka_ConsumerGroupDescription_member_count(group);
+        let client_id = |index| {
+            let member = rd::rd_kafka_ConsumerGroupDescription_member(group, index);
+            let id = rd::rd_kafka_MemberDescription_client_id(member);
+            if id.is_null() { String::new() } else { CStr::from_ptr(id).to_string_lossy().into_owned() }
+        };
+        Ok(members.map(client_id).collect())
+    }
+}

@@ -1,0 +1,392 @@
+//! The node on a real broker with real guests: what a user sees of it, judged by readers that are not ours.
+#![cfg(all(feature = "kafka", feature = "wasm"))]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+#![allow(clippy::disallowed_methods, reason = "tests start their own threads and read their own variables")]
+
+#[path = "kafka/cluster.rs"]
+mod cluster;
+#[path = "kafka/oracle.rs"]
+mod oracle;
+mod support;
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use coproc::control::modules;
+use coproc::core::deployment::{Naming, Sink, Source, StartOffset};
+use coproc::core::ledger::TopicPartition;
+use coproc::core::names::TopicName;
+use coproc::core::status::{DeploymentStatus, State};
+use coproc::core::units::Span;
+use coproc::kafka::KafkaLog;
+use coproc::ports::{Extent, Log, TopicConfig};
+
+use self::cluster::{Cluster, plain};
+use self::support::{
+    Rig, deployment, fragile, guest, identity, identity_of, numbers, stamp, text, topic, wait_for,
+};
+
+/// A node of a pool of its own, on the broker that the tests share.
+fn rig() -> Rig {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut rig = Rig::on(plain().log(), &format!("pool-{id}"), id);
+    rig.start();
+    rig
+}
+
+/// Waits until status says that every partition was read to its end.
+fn wait_for_lag_0(rig: &Rig, name: &str, partitions: usize) -> DeploymentStatus {
+    wait_for(&format!("lag 0 of {name}"), || {
+        let status = rig.status(name)?;
+        let is_there = status.partitions.len() == partitions
+            && status.partitions.iter().all(|at| at.lag == 0)
+            && status.state == State::Running;
+        is_there.then_some(status)
+    })
+}
+
+fn values(contents: oracle::Contents) -> BTreeMap<u32, Vec<String>> {
+    let values = |records: Vec<(String, String)>| records.into_iter().map(|(_, value)| value).collect();
+    contents.into_iter().map(|(partition, records)| (partition, values(records))).collect()
+}
+
+#[test]
+fn records_go_through_a_guest_and_lag_ends_at_zero_past_markers() {
+    let rig = rig();
+    for name in ["hop-1", "hop-2", "hop-3"] {
+        rig.create(name, 2);
+    }
+    rig.deploy("hop-a", &[stamp('A')], "hop-1", &["hop-2"], "").unwrap();
+    // Reads what transactions wrote: its input has markers between the records, and at its end.
+    rig.deploy("hop-b", &[stamp('B')], "hop-2", &["hop-3"], "").unwrap();
+    rig.produce_to("hop-1", 0, numbers("x", 0..500));
+    rig.produce_to("hop-1", 1, numbers("y", 0..500));
+    rig.values("hop-3", 1000);
+    let status = wait_for_lag_0(&rig, "hop-b", 2);
+    assert_eq!(status.delivery.as_deref(), Some("exactly_once"));
+    let ends = rig.log.topics().extents(&topic("hop-2")).unwrap();
+    for at in &status.partitions {
+        let end = ends[at.partition as usize].end;
+        assert!(end > 500, "markers are offsets too");
+        assert_eq!(at.offset, end, "{at:?}");
+    }
+    let expected = BTreeMap::from([(0, numbers("B", 0..500)), (1, numbers("B", 0..500))]);
+    assert_eq!(values(oracle::contents(plain(), &topic("hop-3"))), expected);
+}
+
+#[test]
+fn a_stopped_node_goes_on_where_it_stopped() {
+    let mut rig = rig();
+    rig.create("stop-in", 1);
+    rig.create("stop-out", 1);
+    rig.deploy("stop", &[identity()], "stop-in", &["stop-out"], "").unwrap();
+    rig.produce("stop-in", numbers("a", 0..200));
+    rig.values("stop-out", 200);
+    let began = Instant::now();
+    assert!(rig.node.take().unwrap().stop(), "the node stops within its deadline");
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    let group = identity_of("stop").consumer_group();
+    assert_eq!(rig.log.offsets().members(&group).unwrap(), 0, "it left the group");
+    rig.produce("stop-in", numbers("b", 0..200));
+    rig.start();
+    rig.values("stop-out", 400);
+    let expected = [numbers("a", 0..200), numbers("b", 0..200)].concat();
+    assert_eq!(values(oracle::contents(plain(), &topic("stop-out")))[&0], expected);
+}
+
+#[test]
+fn every_kind_of_poison_meets_every_policy() {
+    let rig = rig();
+    let records = ["a", "!trap", "b", "@loop", "c", "#memory", "d"].map(str::to_owned);
+    rig.create("poison-dead", 1);
+    for policy in ["Fail", "Skip", "DeadLetter"] {
+        let (from, to, name) = (
+            format!("poison-{policy}"),
+            format!("poison-{policy}-out"),
+            format!("poison-{}", policy.to_lowercase()),
+        );
+        rig.create(&from, 1);
+        rig.create(&to, 1);
+        let more = format!(
+            r#""policies":{{"errorPolicy":{{"maxRetries":1,"onExhausted":"{policy}","deadLetterTopic":"poison-dead",
+               "initialBackoff":"10ms","maxBackoff":"20ms"}}}}"#
+        );
+        rig.deploy(&name, &[fragile()], &from, &[&to], &more).unwrap();
+        rig.produce(&from, records.clone());
+    }
+    for policy in ["Skip", "DeadLetter"] {
+        let to = format!("poison-{policy}-out");
+        rig.values(&to, 4);
+        assert_eq!(values(oracle::contents(plain(), &topic(&to)))[&0], ["a", "b", "c", "d"], "{policy}");
+    }
+    let dead = wait_for("dead letters", || Some(rig.read("poison-dead")).filter(|dead| dead.len() >= 3));
+    let said: Vec<_> = dead
+        .into_iter()
+        .map(|dead| {
+            let header = |name: &str| {
+                let found = dead.record.headers.iter().find(|(key, _)| key == name.as_bytes()).unwrap();
+                text(found.1.clone())
+            };
+            (text(dead.record.value.clone()), header("coproc.error.class"), header("coproc.offset"))
+        })
+        .collect();
+    let expected = [("!trap", "trap", "1"), ("@loop", "timeout", "3"), ("#memory", "memory", "5")];
+    assert_eq!(said, expected.map(|(v, c, o)| (v.to_owned(), c.to_owned(), o.to_owned())));
+    let status = rig.wait_for_state("poison-fail", State::Failed);
+    assert_eq!(status.partitions[0].offset, 1, "it stands at the record that failed: {status:?}");
+    assert_eq!(values(oracle::contents(plain(), &topic("poison-Fail-out")))[&0], ["a"]);
+    // The two others were not held up by it, and are at their ends.
+    wait_for_lag_0(&rig, "poison-skip", 1);
+}
+
+#[test]
+fn an_output_that_the_topic_does_not_take_is_a_failure_of_its_record() {
+    let rig = rig();
+    rig.create("large-in", 1);
+    rig.create("large-dead", 1);
+    let small = TopicConfig { max_record_bytes: 2_000, ..TopicConfig::default() };
+    rig.log.topics().create(&topic("large-out"), &small).unwrap();
+    let policy = r#""policies":{"errorPolicy":{"maxRetries":0,"onExhausted":"DeadLetter",
+        "deadLetterTopic":"large-dead"}}"#;
+    rig.deploy("large", &[identity()], "large-in", &["large-out"], policy).unwrap();
+    let large = |n: usize| if n.is_multiple_of(50) { "L".repeat(1_990) } else { format!("v{n}") };
+    rig.produce("large-in", (0..200).map(large));
+    let dead = wait_for("dead letters", || Some(rig.read("large-dead")).filter(|dead| dead.len() >= 4));
+    assert_eq!(dead.len(), 4);
+    wait_for_lag_0(&rig, "large", 1);
+    let expected: Vec<String> = (0..200).filter(|n| n % 50 != 0).map(large).collect();
+    assert_eq!(values(oracle::contents(plain(), &topic("large-out")))[&0], expected);
+}
+
+#[test]
+fn a_materialized_topic_follows_its_source_as_it_grows() {
+    let rig = rig();
+    let source = TopicConfig { partitions: 1, retention_ms: Some(7_200_000), ..TopicConfig::default() };
+    rig.log.topics().create(&topic("grown"), &source).unwrap();
+    let mut wanted = deployment(&[rig.upload(&identity())], "grown", &["view"], "");
+    if let Sink::Kafka { kafka } = &mut wanted.sinks[0] {
+        kafka.naming = Naming::Materialized;
+    }
+    rig.put("grown", wanted);
+    rig.produce_to("grown", 0, numbers("a", 0..100));
+    let to: TopicName = TopicName::materialized(&topic("grown"), &topic("view")).unwrap();
+    wait_for("the view", || rig.log.topics().describe(&to).unwrap());
+    rig.values(to.as_str(), 100);
+    let made = rig.log.topics().describe(&to).unwrap().unwrap().config;
+    assert_eq!((made.partitions, made.retention_ms), (1, Some(7_200_000)), "like its source");
+    rig.log.topics().grow(&topic("grown"), 3).unwrap();
+    for partition in 0..3 {
+        rig.produce_to("grown", partition, numbers("b", 0..100));
+    }
+    let began = Instant::now();
+    rig.values(to.as_str(), 400);
+    println!("records of new partitions came out after {:?}", began.elapsed());
+    assert_eq!(rig.log.topics().describe(&to).unwrap().unwrap().config.partitions, 3);
+    oracle::assert_copied(plain(), &topic("grown"), &to);
+}
+
+#[test]
+fn a_deleted_output_topic_is_said_and_waited_for() {
+    let rig = rig();
+    rig.create("lost-in", 1);
+    rig.create("lost-out", 1);
+    rig.deploy("lost", &[identity()], "lost-in", &["lost-out"], "").unwrap();
+    rig.produce("lost-in", numbers("a", 0..100));
+    rig.values("lost-out", 100);
+    rig.log.topics().delete(&topic("lost-out")).unwrap();
+    rig.produce("lost-in", numbers("b", 0..100));
+    let status = wait_for("the missing topic in the status", || {
+        rig.status("lost").filter(|status| status.reason.as_deref() == Some("TopicNotFound"))
+    });
+    assert!(status.last_error.unwrap().message.contains("lost-out"));
+    rig.create("lost-out", 1);
+    let began = Instant::now();
+    rig.values("lost-out", 100);
+    println!("went on {:?} after the topic was back", began.elapsed());
+    wait_for_lag_0(&rig, "lost", 1);
+    // What was committed before is gone with the topic; what came after is there, all of it, once.
+    assert_eq!(values(oracle::contents(plain(), &topic("lost-out")))[&0], numbers("b", 0..100));
+}
+
+#[test]
+fn a_committed_offset_that_is_gone_is_a_condition_until_somebody_decides() {
+    let rig = rig();
+    rig.create("gone-in", 1);
+    rig.create("gone-out", 1);
+    rig.produce("gone-in", numbers("v", 0..100));
+    let group = identity_of("gone").consumer_group();
+    let at = |offset| BTreeMap::from([(TopicPartition::new(&topic("gone-in"), 0), offset)]);
+    rig.log.offsets().alter(&group, &at(10)).unwrap();
+    let file = plain().dir.join("gone.json");
+    let request = r#"{"version":1,"partitions":[{"topic":"gone-in","partition":0,"offset":50}]}"#;
+    std::fs::write(&file, request).unwrap();
+    let args = ["--offset-json-file", file.to_str().unwrap()];
+    plain().tool("org.apache.kafka.tools.DeleteRecordsCommand", &args);
+    assert_eq!(rig.log.topics().extents(&topic("gone-in")).unwrap(), [Extent { first: 50, end: 100 }]);
+    rig.deploy("gone", &[identity()], "gone-in", &["gone-out"], "").unwrap();
+    let status = wait_for("the condition", || {
+        let said = |status: &DeploymentStatus| {
+            status.last_error.as_ref()?.reason.strip_prefix("OffsetOutOfRange").map(drop)
+        };
+        rig.status("gone").filter(|status| said(status).is_some())
+    });
+    assert_eq!(status.state, State::Failed);
+    let message = status.last_error.unwrap().message;
+    assert!(message.contains("10") && message.contains("50"), "{message}");
+    assert_eq!(rig.log.offsets().committed(&group).unwrap(), at(10), "nobody jumped");
+    assert!(rig.read("gone-out").is_empty());
+    rig.set_paused("gone", true);
+    rig.wait_for_state("gone", State::Paused);
+    rig.log.offsets().alter(&group, &at(50)).unwrap();
+    rig.set_paused("gone", false);
+    rig.values("gone-out", 50);
+    assert_eq!(values(oracle::contents(plain(), &topic("gone-out")))[&0], numbers("v", 50..100));
+}
+
+#[test]
+fn a_group_that_others_use_is_left_alone() {
+    let rig = rig();
+    rig.create("used-in", 1);
+    rig.create("used-out", 1);
+    let mut stranger = Command::new("kcat")
+        .args(["-b", &plain().bootstrap, "-X", "session.timeout.ms=6000", "-G", "strangers", "used-in"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let group = "strangers".parse().unwrap();
+    wait_for("the stranger", || (rig.log.offsets().members(&group).unwrap() == 1).then_some(()));
+    let mut wanted = deployment(&[rig.upload(&identity())], "used-in", &["used-out"], "");
+    if let Source::Kafka { kafka } = &mut wanted.source {
+        kafka.consumer_group = Some("strangers".parse().unwrap());
+    }
+    rig.put("used", wanted);
+    let status = wait_for("the condition", || {
+        rig.status("used").filter(|status| status.reason.as_deref() == Some("GroupInUse"))
+    });
+    assert!(status.last_error.unwrap().message.contains("strangers"));
+    assert_eq!(rig.log.offsets().members(&group).unwrap(), 1, "the stranger keeps what it has");
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    rig.produce("used-in", numbers("v", 0..10));
+    // Once its session is over.
+    let began = Instant::now();
+    while rig.read("used-out").len() < 10 {
+        assert!(began.elapsed() < Duration::from_secs(90), "it does not start by itself");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_first_start_is_where_the_policy_says() {
+    let rig = rig();
+    rig.create("late-in", 1);
+    rig.create("late-out", 1);
+    rig.produce("late-in", numbers("old", 0..100));
+    let digest = rig.upload(&identity());
+    let mut wanted = deployment(&[digest], "late-in", &["late-out"], "");
+    if let Source::Kafka { kafka } = &mut wanted.source {
+        kafka.start_offset = StartOffset::FromEnd { records: 5 };
+    }
+    rig.put("late", wanted);
+    rig.values("late-out", 5);
+    rig.produce("late-in", numbers("new", 0..5));
+    rig.values("late-out", 10);
+    let expected = [numbers("old", 95..100), numbers("new", 0..5)].concat();
+    assert_eq!(values(oracle::contents(plain(), &topic("late-out")))[&0], expected);
+}
+
+/// How often a guest goes round in a second, about: with the same engine that the nodes use.
+fn spins_per_second() -> u64 {
+    use coproc::ports::{Engine, GuestLimits, GuestSpec, Run, RunBudget};
+    let engine = coproc::wasm::Wasmtime::new(coproc::wasm::WasmOptions::default(), None).unwrap();
+    let module = spinning(500_000_000);
+    let program = engine.compile(&module, modules::digest_of(&module)).unwrap();
+    let spec = GuestSpec {
+        name: "spin".into(),
+        step: "spin".into(),
+        input: topic("spin"),
+        outputs: vec![topic("spin")],
+        env: BTreeMap::new(),
+        limits: GuestLimits {
+            memory: 8 << 20,
+            time_per_record: Duration::from_mins(1),
+            max_output_bytes: 1 << 20,
+        },
+    };
+    let mut guest = program.start(&spec, Arc::new(coproc::node::guest_logs::NoLines)).unwrap();
+    let mut batch = coproc::core::record::Batch::default();
+    batch.reset(&topic("spin"), 0);
+    batch.push(0, 0, &coproc::core::record::Record::new(None, Some(b"slow")).payload());
+    guest.offer(batch, 0);
+    let budget = RunBudget { stop: Arc::default(), output_bytes: 1 << 20, time: Duration::from_mins(1) };
+    let began = Instant::now();
+    assert_eq!(guest.run(&budget), Run::Finished);
+    (500_000_000.0 / began.elapsed().as_secs_f64()) as u64
+}
+
+/// Goes round so often at values that start with `s`.
+fn spinning(rounds: u64) -> Vec<u8> {
+    let rounds = rounds.cast_signed();
+    guest(&format!(
+        "(if (i32.eq (i32.load8_u (i32.const 4098)) (i32.const 115)) (then
+             (i64.store (i32.const 1024) (i64.const {rounds}))
+             (loop $round
+                 (i64.store (i32.const 1024) (i64.sub (i64.load (i32.const 1024)) (i64.const 1)))
+                 (br_if $round (i64.ne (i64.load (i32.const 1024)) (i64.const 0))))))"
+    ))
+}
+
+/// With one record in a batch and a commit interval above its time, the transaction of the record before is open
+/// while the slow one runs, for longer than the broker allows. Without the careful replay that goes on for ever.
+#[test]
+fn a_guest_slower_than_the_transaction_gets_one_of_its_own() {
+    let mut config = plain().config();
+    config.timing.socket = Duration::from_millis(1_500);
+    config.timing.transaction = Duration::from_millis(1_700);
+    config.timing.session = Duration::from_secs(6);
+    config.timing.max_poll = Duration::from_secs(30);
+    let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
+    let mut rig = Rig::on(log, "slow", 900);
+    rig.start();
+    rig.create("slow-in", 1);
+    rig.create("slow-out", 1);
+    let digest = rig.upload(&spinning(spins_per_second() * 7 / 2));
+    let more = r#""policies":{"batch":{"maxRecords":1,"commitInterval":"1s"}}"#;
+    let mut wanted = deployment(&[digest], "slow-in", &["slow-out"], more);
+    wanted.steps[0].limits.time_per_record = Span::from_ms(9_900);
+    let records = ["a", "b", "slow", "c", "d"].map(str::to_owned);
+    rig.produce("slow-in", records.clone());
+    rig.put("slow", wanted);
+    assert_eq!(rig.values("slow-out", 5), records);
+    wait_for_lag_0(&rig, "slow", 1);
+    assert_eq!(values(oracle::contents(plain(), &topic("slow-out")))[&0], records);
+}
+
+/// Everybody's topics can be read with Kafka's own tools.
+#[test]
+fn the_topics_of_coproc_are_readable_with_other_tools() {
+    let rig = rig();
+    rig.create("seen-in", 1);
+    rig.create("seen-out", 1);
+    rig.deploy("seen", &[identity()], "seen-in", &["seen-out"], "").unwrap();
+    rig.wait_for_state("seen", State::Running);
+    let has = |cluster: &Cluster, name: &str, part: &str| {
+        let contents = oracle::kcat(cluster, &topic(name));
+        contents.values().flatten().any(|(key, value)| key.contains("seen") || value.contains(part))
+    };
+    assert!(has(plain(), "coprocessor_internal_topic", "seen-in"));
+    assert!(has(plain(), "coprocessor_status_topic", "\"seen\""));
+    let described = plain().tool(
+        "org.apache.kafka.tools.TopicCommand",
+        &["--describe", "--topic", "coprocessor_internal_topic"],
+    );
+    assert!(
+        described.contains("PartitionCount: 1") && described.contains("cleanup.policy=compact"),
+        "{described}"
+    );
+}
