@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what is wrong by failing")]
 
+#[path = "cluster/many.rs"]
+mod many;
 #[path = "cluster/world.rs"]
 mod world;
 
@@ -154,6 +156,8 @@ fn from_helm_install_to_delete() {
     written.extend(an_upgrade_loses_nothing(&world));
     story.tell("helm upgrade: a new operator, the old pods, each record once");
     wait_values(&world, "orders-loud", &written);
+    many::a_thousand_at_once(&world);
+    story.tell("a thousand coprocessors at once, then silence");
     deletion_leaves_users_topics(&world);
     story.tell("kubectl delete: group, control and status records are gone, topics are there");
     world.run("helm", &["uninstall", "coproc", "-n", NAMESPACE, "--wait"]);

@@ -34,12 +34,21 @@ enum Point {
     Log(usize, bool),
 }
 
+/// Waits until the control topic says it.
+async fn deployed(at: &Fixture, name: &str) {
+    let key = format!("deployment/default/{}/default/coprocessor/{name}", at.namespace);
+    until(&format!("{key} is written"), Duration::from_secs(30), async || {
+        at.deployments().contains(&key).then_some(())
+    })
+    .await;
+}
+
 /// What every run has to end with.
 async fn life(at: &Fixture) {
     at.pool(&json!({})).await;
     at.reason("RuntimePool", "default", "RollingOut").await;
     at.apply("Coprocessor", "a", &coprocessor(&json!({}))).await.unwrap();
-    at.reason("Coprocessor", "a", "NoNodes").await;
+    deployed(at, "a").await;
     at.heartbeat(1000, &[at.report("a", 1, State::Running, 1)]);
     at.reason("Coprocessor", "a", "Running").await;
     at.heartbeat(1000, &[]);
@@ -173,7 +182,7 @@ async fn a_name_that_is_used_again_starts_anew() {
         let image = format!("r/m:{round}");
         let spec = coprocessor(&json!({"module": {"image": image}}));
         at.apply("Coprocessor", "a", &spec).await.unwrap();
-        at.reason("Coprocessor", "a", "NoNodes").await;
+        deployed(&at, "a").await;
         at.log.group("coproc.default.again.coprocessor.a", 0);
         at.heartbeat(1000, &[at.report("a", 1, State::Running, 1)]);
         let ready = at.reason("Coprocessor", "a", "Running").await;
@@ -203,6 +212,7 @@ async fn an_api_server_that_hangs_costs_the_lease_and_nothing_else() {
     at.pool(&json!({})).await;
     at.log.topic("in", 1);
     at.apply("Coprocessor", "a", &coprocessor(&json!({}))).await.unwrap();
+    deployed(&at, "a").await;
     at.heartbeat(1000, &[at.report("a", 1, State::Running, 1)]);
     at.reason("Coprocessor", "a", "Running").await;
     let (table, records) =

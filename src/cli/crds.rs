@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::wait::Condition as _;
 use serde_json::Value;
 
 use crate::cli::exit::{Exit, coded};
@@ -16,6 +17,8 @@ use crate::operator::crd;
 
 /// How long the API server may take to serve a definition.
 const ESTABLISHED: Duration = Duration::from_mins(1);
+/// How often it is looked whether it does.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Print or apply the definitions of the Kubernetes resources
 #[derive(Debug, Subcommand)]
@@ -54,14 +57,23 @@ async fn apply() -> anyhow::Result<()> {
         let name = definition.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         let applied = api.patch(name, &params, &Patch::Apply(&definition)).await;
         applied.with_context(|| format!("apply the definition {name}: may you patch it?"))?;
-        let established = kube::runtime::wait::conditions::is_crd_established();
-        let served = kube::runtime::wait::await_condition(api.clone(), name, established);
-        let in_time = tokio::time::timeout(ESTABLISHED, served).await;
+        let in_time = tokio::time::timeout(ESTABLISHED, served(&api, name)).await;
         in_time
             .map_err(|_| coded(Exit::Unavailable, format!("{name} is not served after {ESTABLISHED:?}")))??;
         say(&format!("{name} is served"))?;
     }
     Ok(())
+}
+
+/// Waits until a definition is served. By reading it again and again: a watch would want one more right.
+async fn served(api: &Api<CustomResourceDefinition>, name: &str) -> Result<(), kube::Error> {
+    let is_served = kube::runtime::wait::conditions::is_crd_established();
+    loop {
+        if is_served.matches_object(Some(&api.get(name).await?)) {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// The cluster of the current context, or the one that this pod runs in.

@@ -216,6 +216,13 @@ impl World {
         done("the image", &output).unwrap_or_else(|error| panic!("{error}"));
     }
 
+    /// Whether others use this machine, too: then no time that is measured on it says much.
+    pub fn is_busy(&self) -> bool {
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or_default();
+        load > 3.0 * std::thread::available_parallelism().map_or(1, usize::from) as f64
+    }
+
     /// What the cluster looks like, for whoever reads why a test failed.
     fn picture(&self) -> String {
         if self.env.is_empty() {

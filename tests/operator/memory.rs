@@ -63,11 +63,13 @@ impl Memory {
     }
 
     /// Ends whoever makes the write of this number, counted from 1, before or after it; tells when it happens.
+    #[allow(dead_code, reason = "only tests/operator_outage.rs lets operators die")]
     pub fn crash_at(&self, at_write: usize, is_after: bool, told: &Arc<tokio::sync::Notify>) {
         self.0.0.lock().crash = Some(Crash { at_write, is_after, told: told.clone() });
     }
 
     /// What crashed is gone: its calls end, and nobody else crashes.
+    #[allow(dead_code, reason = "only tests/operator_outage.rs lets operators die")]
     pub fn bury(&self) {
         self.0.0.lock().crash = None;
         self.0.1.notify_all();
