@@ -78,7 +78,7 @@ fn deploy(log: &dyn Log, name: &str, module: &[u8], input: &str, output: &str, m
     let digest = modules::upload(log, module).unwrap();
     let deployment = support::deployment(&[digest], input, &[output], more);
     let writer = DesiredWriter::new(log, Installation::default_name());
-    writer.deploy(&PoolName::default_name(), &identity_of(name), deployment).unwrap();
+    writer.deploy(&PoolName::default_name(), &identity_of(name), &deployment).unwrap();
 }
 
 fn fill(log: &dyn Log, name: &str, count: usize, bytes: usize) {

@@ -10,7 +10,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use coproc::core::record::Record;
-use coproc::ports::{Log, Produce};
+use coproc::ports::Produce;
 
 use support::{Rig, fragile, identity, identity_of, topic, wait_for};
 
