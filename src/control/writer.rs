@@ -79,6 +79,10 @@ impl<'a> DesiredWriter<'a> {
     /// Generations of one identity never restart, because nodes and waiting commands take a higher one for newer: a
     /// deployment that is new, perhaps again, begins behind the end of the topic, which no earlier one of its
     /// generations can have passed, since each took a record.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "it is the caller's to give: what is written is another one"
+    )]
     pub fn deploy(&self, pool: &PoolName, identity: &Identity, deployment: Deployment) -> Result<u64, Error> {
         let problems = deployment.problems();
         if !problems.is_empty() {

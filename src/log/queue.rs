@@ -35,7 +35,7 @@ struct State<T> {
 struct Item<T> {
     bytes: usize,
     door: usize,
-    item: T,
+    value: T,
 }
 
 /// Items that were taken together.
@@ -71,7 +71,7 @@ impl<T> Queue<T> {
             return Err(item);
         }
         let door = state.turn % 2;
-        state.items.push_back(Item { bytes, door, item });
+        state.items.push_back(Item { bytes, door, value: item });
         state.bytes += bytes;
         if state.items.len() >= state.wanted || state.bytes >= TAKE_BYTES {
             self.not_empty.notify_one();
@@ -108,7 +108,7 @@ impl<T> Queue<T> {
             }
             bytes += next.bytes;
             taken.doors[next.door] = true;
-            taken.items.extend(state.items.pop_front().map(|next| next.item));
+            taken.items.extend(state.items.pop_front().map(|next| next.value));
         }
         state.bytes -= bytes;
         state.turn += 1;

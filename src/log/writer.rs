@@ -56,7 +56,7 @@ impl Pace {
     fn learn(&mut self, callers: usize, came_back: bool, took: Duration) {
         self.groups = self.groups.wrapping_add(1);
         self.doubt = match came_back {
-            _ if self.groups % TRY_AGAIN == 0 => 0,
+            _ if self.groups.is_multiple_of(TRY_AGAIN) => 0,
             true => self.doubt.saturating_sub(1),
             false => (self.doubt + 1).min(MAX_DOUBT),
         };
@@ -301,7 +301,7 @@ mod tests {
             pace.learn(2, false, took);
         }
         assert_eq!(pace.linger(), full, "tried again");
-        pace.learn(2, true, Duration::from_secs(60));
+        pace.learn(2, true, Duration::from_mins(1));
         assert_eq!(pace.linger(), MAX_LINGER);
     }
 }

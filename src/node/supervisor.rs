@@ -260,7 +260,7 @@ impl Supervisor {
         match sweeper {
             Ok(sweeper) => self.sweeper = Some(sweeper),
             Err(error) => {
-                tracing::warn!(%error, "unreferenced modules are not removed: tried again in an hour")
+                tracing::warn!(%error, "unreferenced modules are not removed: tried again in an hour");
             }
         }
     }

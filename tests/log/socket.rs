@@ -181,7 +181,7 @@ impl Log for Slow {
 fn a_late_answer_is_not_taken_for_the_next_one() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
-    let (go, wait) = crossbeam_channel::unbounded();
+    let (go, wait) = crossbeam_channel::bounded(2);
     let server =
         Server::start_tcp(Arc::new(Slow { log: log.clone(), go: wait }), "127.0.0.1:0".parse().unwrap());
     let address = server.as_ref().unwrap().address().unwrap();

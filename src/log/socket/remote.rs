@@ -76,6 +76,7 @@ impl RemoteLog {
     }
 
     /// With another longest time for an answer.
+    #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.connection.deadline = deadline;
         self
