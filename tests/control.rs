@@ -26,7 +26,7 @@ use support::{Rig, deployment, identity, identity_of, stamp, start_node, topic};
 
 fn put(rig: &Rig, name: &str, input: &str, output: &str, description: &str) -> Result<u64, Error> {
     let mut wanted = deployment(&[Digest::from_bytes([7; 32])], input, &[output], "");
-    wanted.description = description.to_owned();
+    description.clone_into(&mut wanted.description);
     rig.writer().deploy(&PoolName::default_name(), &identity_of(name), wanted)
 }
 
