@@ -26,7 +26,7 @@ use support::{Rig, deployment, identity, identity_of, stamp, start_node, topic};
 
 fn put(rig: &Rig, name: &str, input: &str, output: &str, description: &str) -> Result<u64, Error> {
     let mut wanted = deployment(&[Digest::from_bytes([7; 32])], input, &[output], "");
-    wanted.description = description.to_owned();
+    description.clone_into(&mut wanted.description);
     rig.writer().deploy(&PoolName::default_name(), &identity_of(name), &wanted)
 }
 
@@ -265,7 +265,7 @@ fn modules_are_stored_once_and_swept_when_nobody_names_them() {
     let rig = Rig::without_node();
     let log = rig.log.clone();
     let topic = OwnTopic::Modules.name();
-    let end = || log.extents(&topic).unwrap()[0].end;
+    let end = || log.topics().extents(&topic).unwrap()[0].end;
     let large: Vec<u8> = (0..1_200_000u32).map(|i| i as u8).collect();
     let digest = modules::upload(log.as_ref(), &large).unwrap();
     assert_eq!(end(), 3, "parts of 512 KiB");

@@ -14,7 +14,6 @@ use coproc::core::digest::Digest;
 use coproc::core::names::PoolName;
 use coproc::core::status::State;
 use coproc::core::units::Span;
-use coproc::log::EmbeddedLog;
 use coproc::ports::{
     Engine, Guest, GuestClass, GuestFailure, GuestLines, GuestSpec, Keyed, Log, LogError, ModuleError,
     Program, ReadFrom, TopicConfig,
@@ -382,7 +381,7 @@ fn what_was_removed_while_the_node_was_down_goes_from_the_status() {
 }
 
 /// The keys of the status topic that have a value.
-fn rig_keys(log: &Arc<EmbeddedLog>) -> BTreeMap<String, Vec<u8>> {
+fn rig_keys(log: &Arc<dyn Log>) -> BTreeMap<String, Vec<u8>> {
     let mut reader = log.reader(&topic("coprocessor_status_topic"), None, ReadFrom::Start).unwrap();
     let mut all = BTreeMap::new();
     while !reader.is_caught_up().unwrap() {

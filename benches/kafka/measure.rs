@@ -32,7 +32,7 @@ impl Cost {
         let (began, cpu) = (Instant::now(), cpu_seconds());
         let not_counted = run();
         Self {
-            seconds: (began.elapsed() - not_counted).as_secs_f64(),
+            seconds: began.elapsed().saturating_sub(not_counted).as_secs_f64(),
             cpu: cpu_seconds() - cpu,
             peak_mib: peak_memory_mib(),
         }

@@ -31,7 +31,7 @@ impl Running {
         let mut wanted = deployment(&[digest], from.as_str(), &[to.as_str()], "");
         wanted.policies.delivery = delivery;
         wanted.policies.batch.commit_interval = Span::from_ms(commit_interval.as_millis() as u64);
-        rig.put(&name, wanted);
+        rig.put(&name, &wanted);
         rig.start();
         Self { rig, name }
     }
