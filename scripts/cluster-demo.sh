@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The README's Kubernetes example on one machine: a one-node cluster, Kafka and a registry of its own, the chart, a
 # module, records in and out. Needs root, and 10 minutes of CPU the first time, when the cluster's programs are built. Leaves nothing
-# running and nothing behind, also when it fails.
+# running and nothing behind, also when it fails. COPROC_PROGRAM names a program that is built already.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,9 +28,13 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-step "building coproc"
-cargo build --release --bin coproc
-coproc=${CARGO_TARGET_DIR:-$PWD/target}/release/coproc
+coproc=${COPROC_PROGRAM:-}
+if [ -z "$coproc" ]; then
+    step "building coproc"
+    cargo build --release --bin coproc
+    coproc=${CARGO_TARGET_DIR:-$PWD/target}/release/coproc
+fi
+coproc=$(realpath "$coproc")
 
 step "starting a cluster, Kafka and a registry"
 env=$(COPROC_KUBE_OWNER=$$ tests/env/cluster start "$work" "$coproc")
@@ -63,7 +67,9 @@ kubectl -n coproc-system apply -f "$work/shout.yaml"
 kubectl -n coproc-system wait --for=condition=Ready coprocessor/shout --timeout=120s
 
 step "records in, with kcat"
-printf '%s\n' 'one espresso' 'two flat whites' 'three cups of tea' | tee /dev/stderr | kcat -b "$bootstrap" -P -t orders
+records=$(printf '%s\n' 'one espresso' 'two flat whites' 'three cups of tea')
+echo "$records"
+kcat -b "$bootstrap" -P -t orders <<<"$records"
 
 step "records out, with Kafka's own console consumer"
 loud=$(tests/env/kafka tool "$work/kafka" org.apache.kafka.tools.consumer.ConsoleConsumer --bootstrap-server "$bootstrap" \
