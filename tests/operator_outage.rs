@@ -81,7 +81,7 @@ async fn dies_at(point: Point) -> bool {
     };
     first.kill();
     at.log.bury();
-    let second = at.start();
+    let second = at.keep_running();
     if is_dead {
         // What the first one had begun to delete is gone before it is made again.
         if at
@@ -193,6 +193,30 @@ async fn a_name_that_is_used_again_starts_anew() {
         at.gone("Coprocessor", "a").await;
         assert_eq!((at.deployments(), at.log.group_names()), (vec![], vec![]), "round {round}");
     }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_that_starts_anew_says_nothing_worse_than_the_one_before() {
+    let _server = SERVER.read().await;
+    let at = Fixture::new("restart").await;
+    let running = at.start();
+    at.pool(&json!({})).await;
+    at.log.topic("in", 1);
+    at.apply("Coprocessor", "a", &coprocessor(&json!({}))).await.unwrap();
+    deployed(&at, "a").await;
+    at.heartbeat(1000, &[at.report("a", 1, State::Running, 1)]);
+    at.reason("Coprocessor", "a", "Running").await;
+    running.stop().await;
+    let version = async || at.api("Coprocessor").get("a").await.unwrap().metadata.resource_version;
+    let (before, records) = (version().await, at.log.written("coprocessor_internal_topic"));
+    let running = at.start();
+    // By then it has been through everything once.
+    at.apply("Coprocessor", "b", &coprocessor(&json!({"outputTopics": ["b"]}))).await.unwrap();
+    at.reason("Coprocessor", "b", "RollingOut").await;
+    assert_eq!(version().await, before, "a status was written");
+    // The record of b, and the snapshot that lists it.
+    assert_eq!(at.log.written("coprocessor_internal_topic"), records + 2);
     running.stop().await;
 }
 

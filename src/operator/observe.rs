@@ -42,12 +42,20 @@ pub struct Observer {
     reports: HashMap<Identity, BTreeMap<NodeId, DeploymentStatus>>,
     details: HashMap<Identity, BTreeMap<NodeId, DeploymentStatus>>,
     ignored: u64,
+    is_caught_up: bool,
 }
 
 impl Observer {
     /// Nothing heard yet.
     pub fn new(pool: PoolName) -> Self {
-        Self { pool, nodes: BTreeMap::new(), reports: HashMap::new(), details: HashMap::new(), ignored: 0 }
+        Self {
+            pool,
+            nodes: BTreeMap::new(),
+            reports: HashMap::new(),
+            details: HashMap::new(),
+            ignored: 0,
+            is_caught_up: false,
+        }
     }
 
     /// Takes in an event at this time: the deployments whose picture it changed.
@@ -55,7 +63,11 @@ impl Observer {
         match event {
             FoldEvent::Record { key, value, .. } => self.record(key, value.as_deref(), now),
             FoldEvent::Reset => self.reset(),
-            FoldEvent::CaughtUp | FoldEvent::Idle => BTreeSet::new(),
+            FoldEvent::CaughtUp => {
+                self.is_caught_up = true;
+                BTreeSet::new()
+            }
+            FoldEvent::Idle => BTreeSet::new(),
         }
     }
 
@@ -119,6 +131,11 @@ impl Observer {
         std::iter::once(StatusKey::Node(node)).chain(details).collect()
     }
 
+    /// Whether everything that nodes had said before has been heard.
+    pub fn is_caught_up(&self) -> bool {
+        self.is_caught_up
+    }
+
     /// Records that were not understood.
     pub fn ignored(&self) -> u64 {
         self.ignored
@@ -129,6 +146,7 @@ impl Observer {
         self.nodes.clear();
         self.reports.clear();
         self.details.clear();
+        self.is_caught_up = false;
         affected
     }
 

@@ -15,6 +15,7 @@ use coproc::operator::validate::Resolved;
 use coproc::operator::world::{Modules, Registry, ResolveError};
 use coproc::operator::{Error, Options, Scope};
 use coproc::telemetry::clock::SystemClock;
+use futures::FutureExt;
 use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -216,8 +217,37 @@ impl Fixture {
         self.start_with(self.client.clone(), None, "operator-0")
     }
 
+    /// An operator that is started again when another one was there before it was gone, as a kubelet does.
+    #[expect(clippy::disallowed_methods, reason = "the test is the one that starts and stops operators")]
+    #[allow(dead_code, reason = "only tests/operator_outage.rs lets operators die")]
+    pub fn keep_running(&self) -> Running {
+        let (world, options) = self.parts(None, "second");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (client, stopped) = (self.client.clone(), stopped.map(drop).shared());
+        let task = tokio::task::spawn(async move {
+            loop {
+                let run =
+                    coproc::operator::run(client.clone(), options.clone(), world.clone(), stopped.clone());
+                match run.await {
+                    Err(Error::Fenced(_)) => {}
+                    ended => return ended,
+                }
+            }
+        });
+        Running { stop: Some(stop), task }
+    }
+
     #[expect(clippy::disallowed_methods, reason = "the test is the one that starts and stops operators")]
     pub fn start_with(&self, client: Client, lease_namespace: Option<&str>, instance: &str) -> Running {
+        let (world, options) = self.parts(lease_namespace, instance);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::task::spawn(coproc::operator::run(client, options, world, async move {
+            let _ = stopped.await;
+        }));
+        Running { stop: Some(stop), task }
+    }
+
+    fn parts(&self, lease_namespace: Option<&str>, instance: &str) -> (World, Options) {
         let world = World {
             logs: Arc::new(self.log.clone()),
             modules: Arc::new(Images),
@@ -231,11 +261,7 @@ impl Fixture {
             default_image: "coproc:0.1.0".into(),
             http: None,
         };
-        let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::task::spawn(coproc::operator::run(client, options, world, async move {
-            let _ = stopped.await;
-        }));
-        Running { stop: Some(stop), task }
+        (world, options)
     }
 
     /// What a node would say: it runs these, with their partitions.

@@ -14,7 +14,7 @@ use crate::core::disposition::Disposition;
 use crate::core::names::NodeId;
 use crate::core::names::{Identity, TopicName};
 use crate::operator::bridge::{self, PoolKey};
-use crate::operator::conditions::{READY, Verdict};
+use crate::operator::conditions::{READY, STALLED, Verdict};
 use crate::operator::context::{Context, identity, object_key};
 use crate::operator::crd::{DeploymentResourceStatus, RuntimePool};
 use crate::operator::dereference;
@@ -29,6 +29,8 @@ use crate::operator::validate::{self, Resolved, Valid};
 const STALLED_AGAIN: Duration = Duration::from_mins(5);
 /// A resource that waits for something in its surroundings is looked at again this often.
 const WAITING_AGAIN: Duration = Duration::from_secs(15);
+/// An operator that has just started looks again this often whether it knows enough.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A resource with what every step needs of it.
 pub(super) struct Subject<'a, K> {
@@ -42,10 +44,13 @@ pub(super) struct Subject<'a, K> {
 pub async fn reconcile<K: DeploymentKind>(object: Arc<K>, context: Arc<Context>) -> Result<Action, Error> {
     let kind = K::kind(&());
     let timer = context.metrics.reconcile_seconds.with_label_values(&[kind.as_ref()]).start_timer();
+    let key = object_key(object.as_ref());
+    tracing::debug!(object = key, generation = object.meta().generation, "reconciling");
     let action = run(object.as_ref(), &context).await;
+    tracing::debug!(object = key, ?action, "reconciled");
     timer.observe_duration();
     if action.is_ok() {
-        context.backoff.succeeded(&object_key(object.as_ref()));
+        context.backoff.succeeded(&key);
     }
     action
 }
@@ -69,8 +74,32 @@ async fn run<K: DeploymentKind>(object: &K, context: &Context) -> Result<Action,
         Step::AddFinalizer => set_finalizer(context, object, true).await?,
         Step::Run => {}
     }
+    if is_settled(object) && !knows_enough(&subject, context) {
+        // An operator that has just started says nothing worse than the one before it said.
+        return Ok(Action::requeue(LOOK_AGAIN));
+    }
     let progress = advance(&subject, context).await?;
     report(&subject, context, &progress).await
+}
+
+/// Whether the status speaks of this generation, and what was resolved for it is known.
+fn is_settled<K: DeploymentKind>(object: &K) -> bool {
+    let status = object.status();
+    status.is_some_and(|status| {
+        Some(status.observed_generation) == object.meta().generation && status.module.is_some()
+    })
+}
+
+/// Whether this process knows what there is to know: what nodes said before it started, or that this cannot be known.
+fn knows_enough<K>(subject: &Subject<'_, K>, context: &Context) -> bool {
+    let Some(pool) = context.pool(&subject.pool) else { return true };
+    match context.link(&subject.pool).map(|link| (link.health(), link)) {
+        // A pool that cannot go on by itself gets no link.
+        None => pool.status.iter().flat_map(|status| &status.conditions).any(|at| at.type_ == STALLED),
+        Some((Health::Connecting, _)) => false,
+        Some((Health::Down(_), _)) => true,
+        Some((Health::Up, link)) => link.observed(|observer, _| observer.is_caught_up()),
+    }
 }
 
 fn subject<'a, K: DeploymentKind>(object: &'a K, context: &Context) -> Option<Subject<'a, K>> {

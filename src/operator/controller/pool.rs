@@ -46,11 +46,14 @@ enum Progress {
 /// Reconciles one pool.
 pub async fn reconcile(pool: Arc<RuntimePool>, context: Arc<Context>) -> Result<Action, Error> {
     let timer = context.metrics.reconcile_seconds.with_label_values(&["RuntimePool"]).start_timer();
+    let name = object_key(pool.as_ref());
+    tracing::debug!(object = name, generation = pool.metadata.generation, "reconciling");
     // Boxed: the objects of a pool are large, and every controller slot would hold room for them.
     let action = Box::pin(run(pool.as_ref(), &context)).await;
+    tracing::debug!(object = name, ?action, "reconciled");
     timer.observe_duration();
     if action.is_ok() {
-        context.backoff.succeeded(&object_key(pool.as_ref()));
+        context.backoff.succeeded(&name);
     }
     action
 }
