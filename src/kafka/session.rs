@@ -175,8 +175,12 @@ impl LaneSession for Session {
         }
         self.broken = Some("a rewind did not go through");
         self.outlet.abort()?;
-        if let Some(intake) = &mut self.intake {
-            intake.rewind(&self.spec)?;
+        if let Some(intake) = &mut self.intake
+            && !intake.rewind(&self.spec)?
+        {
+            // Nothing is handed out before the lane has let go of its partitions.
+            info!("the consumer cannot be set back: the lane's clients are made anew");
+            self.stale = true;
         }
         self.broken = None;
         Ok(())

@@ -279,7 +279,8 @@ mod tests {
 
     #[test]
     fn a_bomb_blocks_nobody() {
-        let compiler = Compiler::new(1, Duration::from_millis(50));
+        // Long enough for a good module on a busy machine, too.
+        let compiler = Compiler::new(1, Duration::from_millis(500));
         let (stop, endless) = bounded::<()>(0);
         let bomb = |n: u8| {
             let endless = endless.clone();

@@ -16,8 +16,16 @@ pub fn contents(cluster: &Cluster, topic: &TopicName) -> Contents {
     // Brokers write the markers of a commit in the background.
     std::thread::sleep(std::time::Duration::from_millis(500));
     let librdkafka = kcat(cluster, topic);
-    let java = console_consumer(cluster, topic);
     let count = |contents: &Contents| contents.values().map(Vec::len).sum::<usize>();
+    // It ends when nothing came for a while, and on a busy machine its own start takes that long.
+    let patience = ["4000", "15000", "40000"];
+    let mut tries = patience.iter().map(|timeout| console_consumer(cluster, topic, timeout));
+    let mut java = tries.next().unwrap_or_default();
+    while count(&java) < count(&librdkafka)
+        && let Some(again) = tries.next()
+    {
+        java = again;
+    }
     assert_eq!(count(&librdkafka), count(&java), "the two readers of {topic} disagree");
     assert!(librdkafka == java, "the two readers of {topic} disagree");
     librdkafka
@@ -35,7 +43,7 @@ pub fn kcat(cluster: &Cluster, topic: &TopicName) -> Contents {
     collect(text.lines().map(str::to_owned))
 }
 
-fn console_consumer(cluster: &Cluster, topic: &TopicName) -> Contents {
+fn console_consumer(cluster: &Cluster, topic: &TopicName, timeout_ms: &str) -> Contents {
     let text = cluster.tool(
         "org.apache.kafka.tools.consumer.ConsoleConsumer",
         &[
@@ -43,7 +51,7 @@ fn console_consumer(cluster: &Cluster, topic: &TopicName) -> Contents {
             topic.as_str(),
             "--from-beginning",
             "--timeout-ms",
-            "4000",
+            timeout_ms,
             "--consumer-property",
             "isolation.level=read_committed",
             "--property",

@@ -273,8 +273,9 @@ impl Intake {
         self.data.retain(|message| !concerns(message, &revoking));
     }
 
-    /// Drops everything buffered and seeks every partition to its committed offset.
-    pub(super) fn rewind(&mut self, spec: &LaneSpec) -> Result<(), LogError> {
+    /// Drops everything buffered and seeks every partition to its committed offset. Not so (`false`) where the client
+    /// takes no seek: a partition whose fetch failed stays as it is for as long as it is assigned.
+    pub(super) fn rewind(&mut self, spec: &LaneSpec) -> Result<bool, LogError> {
         self.data.retain(|_| false);
         let revoking = &self.revoking;
         let kept: Vec<_> = self.slots.iter().map(|slot| slot.partition.clone()).collect();
@@ -289,9 +290,9 @@ impl Intake {
         self.seek(&starts.iter().map(|start| (start.partition.clone(), start.offset)).collect::<Vec<_>>())
     }
 
-    fn seek(&mut self, to: &[(TopicPartition, Offset)]) -> Result<(), LogError> {
+    fn seek(&mut self, to: &[(TopicPartition, Offset)]) -> Result<bool, LogError> {
         if to.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let list = start::list(to.iter().map(|(partition, offset)| (partition, *offset)));
         let sought = self
@@ -301,7 +302,8 @@ impl Intake {
         // What was fetched before the seek took effect is outdated.
         self.data.retain(|_| false);
         match sought.elements().iter().find_map(|element| element.error().err()) {
-            None => Ok(()),
+            None => Ok(true),
+            Some(error) if error::code(&error) == Some(Code::State) => Ok(false),
             Some(error) => Err(error::from_kafka(&error, "cannot seek")),
         }
     }
