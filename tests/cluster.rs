@@ -155,11 +155,15 @@ fn from_helm_install_to_delete() {
     story.tell("1 -> 3 -> 1 nodes under load: each record once");
     written.extend(an_upgrade_loses_nothing(&world));
     story.tell("helm upgrade: a new operator, the old pods, each record once");
+    written.extend(trouble_costs_nothing(&world));
+    story.tell("the leading operator killed and the control topic deleted: written again, nodes untouched");
     wait_values(&world, "orders-loud", &written);
     many::a_thousand_at_once(&world);
     story.tell("a thousand coprocessors at once, then silence");
     deletion_leaves_users_topics(&world);
     story.tell("kubectl delete: group, control and status records are gone, topics are there");
+    a_name_used_again_starts_anew(&world, written.len());
+    story.tell("the same name again: a new group reads from the start");
     world.run("helm", &["uninstall", "coproc", "-n", NAMESPACE, "--wait"]);
     until("the nodes are gone", 60, || pods(&world, "runtime").is_empty().then_some(()));
     story.tell("helm uninstall");
@@ -325,6 +329,42 @@ fn an_upgrade_loses_nothing(world: &World) -> Vec<String> {
     });
     assert_eq!(lives(world), before, "a new operator restarted pods");
     sent
+}
+
+fn trouble_costs_nothing(world: &World) -> Vec<String> {
+    let before = lives(world);
+    let sent = under_load(world, "trouble", || {
+        let leader = ["get", "lease", "coproc-operator", "-o", "jsonpath={.spec.holderIdentity}"];
+        let leader = world.kubectl(&leader);
+        world.kubectl(&["delete", "pod", &leader, "--grace-period=0", "--force"]);
+        let topic = "coprocessor_internal_topic";
+        let tool = "org.apache.kafka.tools.TopicCommand";
+        let id = || {
+            let told = world.kafka_tool(tool, &["--describe", "--topic", topic]);
+            told.split_once("TopicId: ").map(|(_, rest)| rest.split_whitespace().next().map(str::to_owned))
+        };
+        let old = id();
+        assert!(old.is_some());
+        world.kafka_tool(tool, &["--delete", "--topic", topic]);
+        until("the control topic is written again", 120, || {
+            world.table(topic).contains_key(CONTROL_KEY).then_some(())
+        });
+        assert_ne!(id(), old, "it is the same topic");
+        let next = ["get", "lease", "coproc-operator", "-o", "jsonpath={.spec.holderIdentity}"];
+        assert_ne!(world.kubectl(&next), leader);
+        wait_for(world, "Ready", "True");
+    });
+    assert_eq!(lives(world), before, "nodes were restarted");
+    sent
+}
+
+fn a_name_used_again_starts_anew(world: &World, records: usize) {
+    let example = fenced(&root().join("README.md"), "yaml", "kind: Coprocessor");
+    world.apply(&example.replace("registry.example", world.of("REGISTRY")));
+    wait_ready(world);
+    until("it has read everything again", 60, || {
+        (world.values("orders-loud").len() == 2 * records).then_some(())
+    });
 }
 
 fn deletion_leaves_users_topics(world: &World) {
