@@ -1,6 +1,7 @@
 //! Consumer groups: look at, change, remove.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
 use rdkafka::admin::AdminOptions;
@@ -59,6 +60,28 @@ impl Admin {
         match members.into_iter().find(|id| of_deployment(id) != ours) {
             None => Ok(()),
             Some(id) => Err(LogError::GroupInUse { group: spec.group.clone(), by: format!("client {id:?}") }),
+        }
+    }
+
+    /// Asks again while the group's coordinator is being found or reads its log, as it does for a moment after a start.
+    fn while_coordinator_wakes(
+        &self,
+        ask: impl Fn() -> Result<(), (Option<Code>, LogError)>,
+    ) -> Result<(), LogError> {
+        let deadline = Instant::now() + self.wait();
+        loop {
+            let (code, error) = match ask() {
+                Ok(()) => return Ok(()),
+                Err(failed) => failed,
+            };
+            let is_waking = matches!(
+                code,
+                Some(Code::CoordinatorLoadInProgress | Code::CoordinatorNotAvailable | Code::NotCoordinator)
+            );
+            if !is_waking || Instant::now() >= deadline {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(200));
         }
     }
 
@@ -122,23 +145,32 @@ impl Offsets for Admin {
             )
             .map_err(|e| error::from_kafka(&e, "cannot name an offset"))?;
         }
-        // A commit without a member id: the broker takes it only while the group has no members.
-        self.spokesman(group)?.commit(&list, CommitMode::Sync).map_err(|e| match error::code(&e) {
-            Some(Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress) => {
-                LogError::Refused(format!("group {group} has members: pause what uses it first"))
-            }
-            _ => error::from_kafka(&e, &format!("cannot set the offsets of group {group}")),
+        let spokesman = self.spokesman(group)?;
+        self.while_coordinator_wakes(|| {
+            // A commit without a member id: the broker takes it only while the group has no members.
+            spokesman.commit(&list, CommitMode::Sync).map_err(|e| match error::code(&e) {
+                Some(
+                    code @ (Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress),
+                ) => (
+                    Some(code),
+                    LogError::Refused(format!("group {group} has members: pause what uses it first")),
+                ),
+                code => (code, error::from_kafka(&e, &format!("cannot set the offsets of group {group}"))),
+            })
         })
     }
 
     fn delete(&self, group: &ConsumerGroup) -> Result<(), LogError> {
         let options = AdminOptions::new().request_timeout(Some(self.wait()));
         let what = format!("cannot delete group {group}");
-        let answers = block_on(self.administrator()?.delete_groups(&[group.as_str()], &options))
-            .map_err(|e| error::from_kafka(&e, &what))?;
-        match answers.into_iter().next() {
-            None | Some(Ok(_) | Err((_, Code::GroupIdNotFound))) => Ok(()),
-            Some(Err((_, code))) => Err(error::from_code(code, &what)),
-        }
+        let administrator = self.administrator()?;
+        self.while_coordinator_wakes(|| {
+            let answers = block_on(administrator.delete_groups(&[group.as_str()], &options))
+                .map_err(|e| (error::code(&e), error::from_kafka(&e, &what)))?;
+            match answers.into_iter().next() {
+                None | Some(Ok(_) | Err((_, Code::GroupIdNotFound))) => Ok(()),
+                Some(Err((_, code))) => Err((Some(code), error::from_code(code, &what))),
+            }
+        })
     }
 }
