@@ -323,7 +323,12 @@ fn spins_per_second() -> u64 {
     batch.reset(&topic("spin"), 0);
     batch.push(0, 0, &coproc::core::record::Record::new(None, Some(b"slow")).payload());
     guest.offer(batch, 0);
-    let budget = RunBudget { stop: Arc::default(), output_bytes: 1 << 20, time: Duration::from_mins(1) };
+    let budget = RunBudget {
+        stop: Arc::default(),
+        gently: false,
+        output_bytes: 1 << 20,
+        time: Duration::from_mins(1),
+    };
     let began = Instant::now();
     assert_eq!(guest.run(&budget), Run::Finished);
     (500_000_000.0 / began.elapsed().as_secs_f64()) as u64
