@@ -324,8 +324,8 @@ fn spins_per_second() -> u64 {
     batch.push(0, 0, &coproc::core::record::Record::new(None, Some(b"slow")).payload());
     guest.offer(batch, 0);
     let budget = RunBudget {
-        gently: false,
         stop: Arc::default(),
+        gently: false,
         output_bytes: 1 << 20,
         time: Duration::from_mins(1),
     };

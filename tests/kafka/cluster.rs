@@ -44,6 +44,14 @@ impl Cluster {
         Self { dir, bootstrap: bootstrap.to_owned() }
     }
 
+    /// Stops a broker in order and starts it again.
+    pub fn restart(&self, broker: u32) {
+        let dir = self.dir.to_str().expect("a path of ours");
+        let args = ["restart", dir, &broker.to_string()];
+        let output = Command::new(script()).args(args).output().expect("tests/env/kafka runs");
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     pub fn config(&self) -> KafkaConfig {
         let mut config = KafkaConfig::plain(self.bootstrap.split(','));
         config.metadata_refresh = Duration::from_secs(1);

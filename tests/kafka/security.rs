@@ -1,8 +1,8 @@
 //! Logins: TLS, mutual TLS, every SASL mechanism, from files; what a refusal says, and what it does not.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -71,6 +71,76 @@ fn sasl_logs_in_by_every_mechanism() {
     let group = fresh("g").parse().unwrap();
     assert!(log.offsets().committed(&group).unwrap().is_empty());
     log.offsets().delete(&group).unwrap();
+}
+
+/// Collects everything that is logged, at every level.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The password changes on the broker and in the file; the lane's connections are cut, and it goes on by itself.
+#[test]
+fn a_password_that_rotates_needs_no_restart_and_is_in_no_log() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone());
+    // librdkafka's lines come by way of the polls, which are on this thread.
+    let _guard = tracing::subscriber::set_default(subscriber.finish());
+    let cluster = Cluster::start("rotate", &["--sasl"]);
+    let password = file(&cluster, "rotating", "coproc-test\n");
+    let scram = |file: &Path| {
+        let mut config = cluster.config();
+        config.sasl = Some(Credentials::user(Mechanism::ScramSha256, "alice".to_owned(), file.to_owned()));
+        config
+    };
+    let log = KafkaLog::connect(scram(&password)).unwrap();
+    let (from, to) = (topic(&*log, "rotate", 1), topic(&*log, "rotate-out", 1));
+    fill(&*log, &from, 1, 100);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 100 && lane.at_end.len() == 1).unwrap();
+
+    let properties = cluster.dir.join("client.properties");
+    cluster.tool(
+        "kafka.admin.ConfigCommand",
+        &[
+            "--command-config",
+            properties.to_str().unwrap(),
+            "--alter",
+            "--entity-type",
+            "users",
+            "--entity-name",
+            "alice",
+            "--add-config",
+            "SCRAM-SHA-256=[password=hunter2-rotated]",
+        ],
+    );
+    std::fs::write(&password, "hunter2-rotated\n").unwrap();
+    // The lane looks every five seconds.
+    let looked = Instant::now();
+    while looked.elapsed() < Duration::from_secs(7) {
+        lane.step().unwrap();
+    }
+    cluster.restart(1);
+    let again = KafkaLog::connect(scram(&password)).unwrap();
+    let old = file(&cluster, "old", "coproc-test");
+    assert!(KafkaLog::connect(scram(&old)).is_err(), "the old password is void");
+    fill(&*again, &from, 1, 100);
+    lane.run(LONG, |lane| lane.copied >= 200 && lane.at_end.len() == 1).unwrap();
+    drop(lane);
+    let said = String::from_utf8_lossy(&lines.0.lock().unwrap()).into_owned();
+    assert!(said.contains("the credentials changed"), "{said}");
+    assert!(!said.contains("hunter2") && !said.contains("coproc-test"), "a password was logged");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::messages::{Slot, concerns, find, on_partition_error, owned_partitions, push};
 use super::start;
 use crate::core::ledger::TopicPartition;
+use crate::core::names::TopicName;
 use crate::core::record::{Batch, Offset};
 use crate::kafka::config::{Assignor, KafkaConfig};
 use crate::kafka::context::{Context, Rebalance};
@@ -117,7 +118,7 @@ impl Intake {
                 ))));
             }
             Some(Err(error)) => {
-                if let Some(failure) = self.consumer_failure(&error) {
+                if let Some(failure) = self.consumer_failure(&error, spec) {
                     return Some(Event::Failed(failure));
                 }
             }
@@ -142,7 +143,7 @@ impl Intake {
     }
 
     /// What a consumer's error means for the lane: nothing, where the client helps itself.
-    fn consumer_failure(&self, error: &rdkafka::error::KafkaError) -> Option<LogError> {
+    fn consumer_failure(&self, error: &rdkafka::error::KafkaError, spec: &LaneSpec) -> Option<LogError> {
         let told = self.consumer.context().take_error();
         let code = error::code(error)?;
         let what = told.map_or_else(|| "the consumer failed".to_owned(), |(_, text)| text);
@@ -150,7 +151,13 @@ impl Intake {
         if !is_fatal && (error::mends_itself(code) || code == Code::PartitionEOF) {
             return None;
         }
-        Some(error::from_code(code, &what))
+        let named = |input: &&TopicName| what.split([' ', ':']).any(|word| word == input.as_str());
+        match (code, spec.inputs.iter().find(named)) {
+            (Code::UnknownTopicOrPartition | Code::UnknownTopic, Some(input)) => {
+                Some(LogError::UnknownTopic(input.clone()))
+            }
+            _ => Some(error::from_code(code, &what)),
+        }
     }
 
     /// Answers an assignment once the committed offsets are known; the client keeps up the heartbeat while we
