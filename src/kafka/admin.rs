@@ -88,25 +88,37 @@ impl Admin {
 
     /// Waits until the cluster shows a topic, or shows it no more.
     fn settle(&self, name: &TopicName, wanted: bool) -> Result<(), LogError> {
-        let deadline = std::time::Instant::now() + SETTLE;
-        while topics::identity(self.client(), name, self.wait())?.is_some() != wanted {
-            if std::time::Instant::now() > deadline {
-                let state = if wanted { "created" } else { "deleted" };
-                return Err(LogError::Unavailable(format!("topic {name} is not {state} everywhere yet")));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
+        let shown = || Ok(topics::identity(self.client(), name, self.wait())?.is_some() == wanted);
+        self.settled(shown, || {
+            format!("topic {name} is not {} everywhere yet", if wanted { "created" } else { "deleted" })
+        })
     }
 
     /// Waits until the cluster shows so many partitions.
     fn settle_partitions(&self, name: &TopicName, wanted: u32) -> Result<(), LogError> {
+        let shown = || Ok(self.partitions(name)? >= wanted);
+        self.settled(shown, || format!("the new partitions of {name} are not everywhere yet"))
+    }
+
+    /// Waits until every broker shows it. Which one answers is the client's choice, at random: asked so often, one
+    /// that lags behind is met.
+    fn settled(
+        &self,
+        shown: impl Fn() -> Result<bool, LogError>,
+        what: impl Fn() -> String,
+    ) -> Result<(), LogError> {
         let deadline = std::time::Instant::now() + SETTLE;
-        while self.partitions(name)? < wanted {
+        let brokers = self.brokers()?;
+        let enough = if brokers > 1 { brokers * 5 } else { 1 };
+        let mut in_a_row = 0;
+        while in_a_row < enough {
+            if shown()? {
+                in_a_row += 1;
+                continue;
+            }
+            in_a_row = 0;
             if std::time::Instant::now() > deadline {
-                return Err(LogError::Unavailable(format!(
-                    "the new partitions of {name} are not everywhere yet"
-                )));
+                return Err(LogError::Unavailable(what()));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
