@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: help demo cluster-demo test build release fmt lint bench deny docs update clean
+.PHONY: help demo cluster-demo test cluster-test build release fmt lint bench deny docs update clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,10 @@ cluster-demo: ## The README's Kubernetes example, on a real cluster, Kafka and r
 test: ## Install what is missing, then every check and test.
 	@scripts/setup.sh
 	@scripts/test.sh
+
+cluster-test: ## The end-to-end run on a cluster of its own (root; 4 minutes, and 10 more the first time).
+	@scripts/setup.sh
+	$(CARGO) test --features failpoints --test cluster -- --nocapture
 
 build: ## Debug build.
 	$(CARGO) build

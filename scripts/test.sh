@@ -15,9 +15,3 @@ for feature in log wasm connect oci kafka operator; do
 done
 step "tests"
 cargo test --features failpoints
-step "end to end: a Kubernetes cluster, Kafka and a registry of its own (4 minutes)"
-if [ "$(id -u)" = 0 ]; then
-    cargo test --features failpoints --test cluster -- --nocapture
-else
-    echo "left out: a node of Kubernetes needs root"
-fi
