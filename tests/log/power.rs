@@ -19,7 +19,7 @@ use std::process::Command;
 use coproc::log::Durability;
 use rustix::ioctl::{Setter, ioctl, opcode};
 
-use crate::crash::{check, run_and};
+use crate::crash::{Later, check, run_and};
 
 /// A file system in a file, unmounted when dropped.
 struct Disk {
@@ -82,7 +82,12 @@ fn rounds(durability: Durability) -> Option<Vec<(usize, usize)>> {
     };
     let store = disk.at.join("store");
     let round = |wanted| {
-        let acknowledged = run_and(&store, wanted, None, durability, |_| disk.cut());
+        // A sync that is under way when the file system is shut down may return success: ext4 asks whether the transaction
+        // is still to be waited for, and an aborted one is not. After a real power cut nobody hears of that.
+        let acknowledged = run_and(&store, wanted, None, durability, |_| {
+            disk.cut();
+            Later::Ignored
+        });
         disk.power_on();
         let required = acknowledged.filter(|_| durability == Durability::Fsync);
         (acknowledged.map_or(0, |last| last + 1), check(&store, required))
