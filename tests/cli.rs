@@ -49,6 +49,19 @@ fn help_version_and_completion() {
     place.coproc(&["completion", "cmd"]).exits(2).complains("possible values");
 }
 
+/// `coproc` is a keyword of bash. After what the README says it is this program.
+#[test]
+fn bash_takes_the_name_for_the_program() {
+    let directory = std::path::Path::new(PROGRAM).parent().unwrap().display();
+    // Aliases are for interactive shells unless asked for; each line is read after the one before was done.
+    let script = format!(
+        "shopt -s expand_aliases\nPATH={directory}:$PATH\neval \"$(command coproc completion bash)\"\ncoproc --version\n"
+    );
+    let out = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
+    let version = concat!("coproc ", env!("CARGO_PKG_VERSION"));
+    assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), version, "{out:?}");
+}
+
 /// A reader that goes away is no reason to panic.
 #[test]
 fn a_closed_pipe_is_no_error() {
