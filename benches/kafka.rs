@@ -18,6 +18,7 @@ mod node;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -50,10 +51,19 @@ struct Options {
     rounds: usize,
     only: Option<String>,
     latency: bool,
+    /// librdkafka settings of the node and the session, `KEY=VALUE`.
+    config: BTreeMap<String, String>,
 }
 
 fn options() -> Options {
-    let mut options = Options { records: 4_000_000, size: 100, rounds: 2, only: None, latency: false };
+    let mut options = Options {
+        records: 4_000_000,
+        size: 100,
+        rounds: 2,
+        only: None,
+        latency: false,
+        config: BTreeMap::new(),
+    };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().expect("a value");
@@ -63,6 +73,11 @@ fn options() -> Options {
             "--rounds" => options.rounds = value().parse().unwrap(),
             "--only" => options.only = Some(value()),
             "--latency" => options.latency = true,
+            "--config" => {
+                let setting = value();
+                let (key, value) = setting.split_once('=').expect("KEY=VALUE");
+                options.config.insert(key.to_owned(), value.to_owned());
+            }
             // What cargo adds.
             _ => {}
         }
@@ -75,14 +90,16 @@ fn load(bootstrap: &str, topic: &TopicName, options: &Options) {
         .set("bootstrap.servers", bootstrap)
         .set("queue.buffering.max.messages", "2000000")
         .set("linger.ms", "20")
+        // As Java's producers do, whose records most topics are full of, and as a node and Kafka Streams do on the
+        // way out: what comes from one partition goes to one partition.
+        .set("partitioner", "murmur2")
         .set("delivery.report.only.error", "true")
         .create()
         .unwrap();
     let value = vec![b'x'; options.size.saturating_sub(8)];
     for n in 0..options.records {
         let key = (n as u64).to_be_bytes();
-        let partition = (n / 1000 % PARTITIONS as usize) as i32;
-        let mut record = BaseRecord::to(topic.as_str()).key(&key[..]).payload(&value).partition(partition);
+        let mut record = BaseRecord::to(topic.as_str()).key(&key[..]).payload(&value);
         while let Err((_, again)) = producer.send(record) {
             record = again;
             producer.poll(Duration::from_millis(1));
@@ -286,13 +303,14 @@ impl Bench {
         let mut running = None;
         let cost = Cost::of(|| {
             let node = Running::start(&self.log, &self.from, to, delivery, INTERVAL);
-            // From the first commit on, which comes 0.1 s after the first record: making topics, joining the group and
-            // compiling are no matter of throughput.
+            // From the first commit on, which comes 0.1 s after the first record: uploading, making topics, joining the
+            // group and compiling are no matter of throughput.
             let before = node.wait_for(self.options.records);
             running = Some(node);
             before.saturating_sub(INTERVAL)
         });
         if let Some(node) = running {
+            eprintln!("  {}", node.account());
             node.stop();
         }
         cost
@@ -328,7 +346,8 @@ impl Bench {
 fn main() {
     let options = options();
     let (_, bootstrap) = start_broker();
-    let log: Arc<dyn Log> = KafkaLog::connect(KafkaConfig::plain([bootstrap.clone()])).unwrap();
+    let config = KafkaConfig::plain([bootstrap.clone()]).with_extra(options.config.clone()).unwrap();
+    let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
     let mut bench = Bench { options, bootstrap, log, from: "in".parse().unwrap() };
     bench.from = bench.topic("in");
     if bench.options.latency {
