@@ -1,8 +1,10 @@
 //! The way through Kafka and back, on one broker and the same data: the plain librdkafka loop, a lane's session alone,
 //! a node with a wasm identity in one lane, and Kafka Streams doing the same.
 //!
-//! `cargo bench --features kafka --bench kafka -- [--records N] [--size BYTES] [--rounds N] [--only NAME,..]`, and with
-//! `--latency` what a node adds at 10,000 records/s.
+//! `cargo bench --features kafka --bench kafka -- [--records N] [--size BYTES] [--rounds N] [--only NAME,..]
+//! [--config KEY=VALUE]`, and with `--latency` what a node adds at 10,000 records/s. A first round, in which the broker's
+//! virtual machine compiles its code, is not counted; each figure is a ratio to the plain loop of its own round, and the
+//! end is the medians.
 //!
 //! The plain loop is the limit: raw batch consume, raw produce, idempotent or not, no offsets, no transactions,
 //! no timestamps or headers carried over.
@@ -18,6 +20,7 @@ mod node;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
@@ -38,7 +41,7 @@ use rdkafka::bindings as rd;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use measure::Cost;
+use measure::{Cost, quantile};
 use node::Running;
 
 const PARTITIONS: u32 = 8;
@@ -59,7 +62,7 @@ fn options() -> Options {
     let mut options = Options {
         records: 4_000_000,
         size: 100,
-        rounds: 2,
+        rounds: 3,
         only: None,
         latency: false,
         config: BTreeMap::new(),
@@ -265,7 +268,42 @@ fn streams(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, in
     Cost { seconds, cpu, peak_mib }
 }
 
+/// What a run cost, and its ratio to the plain loop of its round.
+type Run = (Cost, Option<f64>);
+
+/// Of all rounds, by name, in the order of the first.
+#[derive(Default)]
+struct Results(Vec<(&'static str, Vec<Run>)>);
+
+impl Results {
+    fn add(&mut self, name: &'static str, cost: Cost, ratio: Option<f64>) {
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, results)) => results.push((cost, ratio)),
+            None => self.0.push((name, vec![(cost, ratio)])),
+        }
+    }
+
+    /// Medians, each column for itself.
+    fn print(&self, records: usize) {
+        println!("medians:");
+        for (name, results) in &self.0 {
+            let of = |figure: &dyn Fn(&Run) -> Option<f64>| {
+                let mut sorted: Vec<f64> = results.iter().filter_map(figure).collect();
+                sorted.sort_by(f64::total_cmp);
+                (!sorted.is_empty()).then(|| quantile(&sorted, 500))
+            };
+            let cost = Cost {
+                seconds: of(&|(cost, _)| Some(cost.seconds)).unwrap_or_default(),
+                cpu: of(&|(cost, _)| Some(cost.cpu)).unwrap_or_default(),
+                peak_mib: of(&|(cost, _)| Some(cost.peak_mib)).unwrap_or_default(),
+            };
+            cost.print(name, records, of(&|(_, ratio)| *ratio));
+        }
+    }
+}
+
 struct Bench {
+    results: RefCell<Results>,
     options: Options,
     bootstrap: String,
     log: Arc<dyn Log>,
@@ -284,7 +322,7 @@ impl Bench {
     fn run(
         &self,
         round: usize,
-        name: &str,
+        name: &'static str,
         limit: Option<f64>,
         copy: impl FnOnce(&TopicName) -> Cost,
     ) -> Option<f64> {
@@ -294,9 +332,14 @@ impl Bench {
         }
         let to = self.topic(&format!("{}-{round}", name.replace(' ', "-")));
         let cost = copy(&to);
-        cost.print(name, self.options.records, limit);
         self.log.topics().delete(&to).unwrap();
-        Some(cost.rate(self.options.records))
+        let rate = cost.rate(self.options.records);
+        let ratio = limit.map(|limit| rate / limit);
+        cost.print(name, self.options.records, ratio);
+        if round > 0 {
+            self.results.borrow_mut().add(name, cost, ratio);
+        }
+        Some(rate)
     }
 
     fn node(&self, to: &TopicName, delivery: Delivery) -> Cost {
@@ -324,7 +367,11 @@ impl Bench {
                 Duration::ZERO
             })
         };
-        for round in 0..self.options.rounds {
+        for round in 0..=self.options.rounds {
+            println!(
+                "{}",
+                if round == 0 { "to warm the broker up:".to_owned() } else { format!("round {round}:") }
+            );
             let copy = |to: &TopicName, idempotent| {
                 whole(&|| plain(&self.bootstrap, &self.from, to, records, idempotent))
             };
@@ -348,7 +395,8 @@ fn main() {
     let (_, bootstrap) = start_broker();
     let config = KafkaConfig::plain([bootstrap.clone()]).with_extra(options.config.clone()).unwrap();
     let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
-    let mut bench = Bench { options, bootstrap, log, from: "in".parse().unwrap() };
+    let mut bench =
+        Bench { results: RefCell::default(), options, bootstrap, log, from: "in".parse().unwrap() };
     bench.from = bench.topic("in");
     if bench.options.latency {
         for interval in [INTERVAL, Duration::from_millis(10)] {
@@ -362,4 +410,5 @@ fn main() {
     let Options { records, size, .. } = bench.options;
     println!("{records} records of {size} bytes, {PARTITIONS} partitions, one broker");
     bench.throughput();
+    bench.results.borrow().print(records);
 }
