@@ -19,7 +19,7 @@ use crate::operator::crd::{Coprocessor, Pipeline, RuntimePool};
 use crate::operator::draft::DeploymentKind;
 use crate::operator::link::{Link, Notice};
 use crate::operator::metrics::Metrics;
-use crate::operator::validate::Resolved;
+use crate::operator::resolution::Known;
 use crate::operator::world::{Connection, Logs, Modules};
 use crate::ports::Clock;
 
@@ -104,7 +104,7 @@ pub struct Context {
     /// Bounds how many registries are asked at the same time: each call holds a thread, and a module in memory.
     pub registry_calls: Semaphore,
     links: RwLock<HashMap<PoolKey, Arc<Link>>>,
-    resolved: Mutex<HashMap<Identity, Vec<Resolved>>>,
+    modules: Mutex<HashMap<Identity, Vec<Known>>>,
     written: Mutex<HashMap<String, Duration>>,
     notices: mpsc::Sender<Notice>,
     recorder: Recorder,
@@ -146,7 +146,7 @@ impl Context {
             backoff: Backoff::default(),
             registry_calls: Semaphore::new(REGISTRY_CALLS),
             links: RwLock::default(),
-            resolved: Mutex::default(),
+            modules: Mutex::default(),
             written: Mutex::default(),
             notices: parts.notices,
         }
@@ -223,19 +223,19 @@ impl Context {
             .collect()
     }
 
-    /// The modules that a deployment's images were resolved to, as far as this process knows.
-    pub fn resolved(&self, identity: &Identity) -> Vec<Resolved> {
-        self.resolved.lock().get(identity).cloned().unwrap_or_default()
+    /// What this process knows of a deployment's images, one for each step.
+    pub fn known_modules(&self, identity: &Identity) -> Vec<Known> {
+        self.modules.lock().get(identity).cloned().unwrap_or_default()
     }
 
-    /// Remembers what a deployment's images were resolved to.
-    pub fn remember_resolved(&self, identity: &Identity, modules: Vec<Resolved>) {
-        self.resolved.lock().insert(identity.clone(), modules);
+    /// Remembers what a deployment's images led to.
+    pub fn remember_modules(&self, identity: &Identity, modules: Vec<Known>) {
+        self.modules.lock().insert(identity.clone(), modules);
     }
 
     /// Forgets a deployment that is gone.
     pub fn forget(&self, identity: &Identity, key: &str) {
-        self.resolved.lock().remove(identity);
+        self.modules.lock().remove(identity);
         self.written.lock().remove(key);
         self.backoff.succeeded(&key.to_owned());
     }
