@@ -22,6 +22,7 @@ pub mod link;
 pub mod metrics;
 pub mod observe;
 pub mod questions;
+pub mod resolution;
 pub mod status;
 pub mod validate;
 mod wiring;

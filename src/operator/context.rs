@@ -20,7 +20,7 @@ use crate::operator::draft::DeploymentKind;
 use crate::operator::link::{Link, Notice};
 use crate::operator::metrics::Metrics;
 use crate::operator::questions::Questions;
-use crate::operator::validate::Resolved;
+use crate::operator::resolution::Known;
 use crate::operator::world::{Connection, Logs, Modules};
 use crate::ports::Clock;
 
@@ -117,7 +117,7 @@ pub struct Context {
     /// What registries are asked next, once for all who ask the same.
     pub questions: Questions,
     links: RwLock<HashMap<PoolKey, Arc<Link>>>,
-    resolved: Mutex<HashMap<Identity, Vec<Resolved>>>,
+    modules: Mutex<HashMap<Identity, Vec<Known>>>,
     written: Mutex<HashMap<String, Duration>>,
     notices: mpsc::Sender<Notice>,
     recorder: Recorder,
@@ -160,7 +160,7 @@ impl Context {
             registry_calls: Semaphore::new(REGISTRY_CALLS),
             questions: Questions::default(),
             links: RwLock::default(),
-            resolved: Mutex::default(),
+            modules: Mutex::default(),
             written: Mutex::default(),
             notices: parts.notices,
         }
@@ -257,19 +257,19 @@ impl Context {
         heard.map(|(key, _)| key.clone()).collect()
     }
 
-    /// The modules that a deployment's images were resolved to, as far as this process knows.
-    pub fn resolved(&self, identity: &Identity) -> Vec<Resolved> {
-        self.resolved.lock().get(identity).cloned().unwrap_or_default()
+    /// What this process knows of a deployment's images, one for each step.
+    pub fn known_modules(&self, identity: &Identity) -> Vec<Known> {
+        self.modules.lock().get(identity).cloned().unwrap_or_default()
     }
 
-    /// Remembers what a deployment's images were resolved to.
-    pub fn remember_resolved(&self, identity: &Identity, modules: Vec<Resolved>) {
-        self.resolved.lock().insert(identity.clone(), modules);
+    /// Remembers what a deployment's images led to.
+    pub fn remember_modules(&self, identity: &Identity, modules: Vec<Known>) {
+        self.modules.lock().insert(identity.clone(), modules);
     }
 
     /// Forgets a deployment that is gone.
     pub fn forget(&self, identity: &Identity, key: &str) {
-        self.resolved.lock().remove(identity);
+        self.modules.lock().remove(identity);
         self.written.lock().remove(key);
         self.backoff.succeeded(&key.to_owned());
     }

@@ -2,6 +2,7 @@
 
 pub mod deployment;
 mod finish;
+mod modules;
 pub mod pool;
 
 use std::sync::Arc;
