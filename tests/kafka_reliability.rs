@@ -397,11 +397,13 @@ fn storm(case: &str, assignor: Assignor) {
     for seed in seeds() {
         let mut dice = Dice(seed);
         let mut scene = Scene::new(plain(), "storm", 1);
-        scene.feed(records());
         let mut slots: Vec<Option<Process>> = (0..4).map(|_| None).collect();
         let began = Instant::now();
         let (mut kills, mut ends) = (0, 0);
         while began.elapsed() < lasts {
+            // Records come as long as the storm lasts.
+            let due = records() * began.elapsed().as_millis() as usize / lasts.as_millis() as usize;
+            scene.feed(due.saturating_sub(scene.fed * PARTITIONS as usize));
             let slot = dice.below(4) as usize;
             slots[slot] = match slots[slot].take() {
                 None => Some(Process::start(&Role { assignor, ..scene.role(1 + slot as u32) }, None)),
@@ -420,7 +422,7 @@ fn storm(case: &str, assignor: Assignor) {
         }
         drop(slots);
         let before = scene.committed();
-        scene.feed(records() / 4);
+        scene.feed(records() + records() / 4 - scene.fed * PARTITIONS as usize);
         let _last = Process::start(&Role { assignor, ..scene.role(9) }, None);
         let took = scene.progress(before, takeover());
         scene.finish(takeover());

@@ -55,8 +55,8 @@ pub fn upload(log: &dyn Log, bytes: &[u8]) -> Result<Digest, LogError> {
     loop {
         match try_upload(log, digest, bytes) {
             // Whoever took over writes the same parts: to take over again would only go to and fro. Unless it died, or
-            // removes them as too old.
-            Err(LogError::Fenced(_)) if attempt < ATTEMPTS => {
+            // removes them as too old. Who is fenced in the middle of a commit may not know what became of it.
+            Err(LogError::Fenced(_) | LogError::Uncertain(_)) if attempt < ATTEMPTS => {
                 attempt += 1;
                 if appears(log, digest)? {
                     return Ok(digest);

@@ -15,6 +15,8 @@ use crate::ports::{Keyed, Log, LogError};
 
 /// How often a change is tried when others change something at the same time.
 const ATTEMPTS: u32 = 8;
+/// How often it is tried again when it is not known what became of it: each may have waited for a log that is away.
+const UNCERTAIN: u32 = 2;
 /// The longest wait after the first time, on a log that is fast, and on one that is slow; it grows with every further
 /// one.
 const BACK_OFF: Duration = Duration::from_millis(50);
@@ -158,12 +160,16 @@ impl<'a> DesiredWriter<'a> {
     ) -> Result<T, Error> {
         let topic = OwnTopic::Control.name();
         let id = format!("coproc.cli.{}", self.installation);
+        let mut uncertain = 0;
         for attempt in 1..=ATTEMPTS {
             let began = Instant::now();
             match self.try_change(&topic, &id, &decide) {
-                Err(Error::Log(LogError::Fenced(_))) => back_off(attempt, began.elapsed()),
+                Err(Error::Log(LogError::Fenced(_))) => {}
+                // Fenced in the middle of a commit, perhaps. The state that is read next says what became of it.
+                Err(Error::Log(LogError::Uncertain(_))) if uncertain < UNCERTAIN => uncertain += 1,
                 done => return done,
             }
+            back_off(attempt, began.elapsed());
         }
         Err(Error::Busy)
     }

@@ -242,7 +242,7 @@ impl TopicAdmin for Admin {
         let clients = self.clients()?;
         (0..topics::partitions_of(clients.client(), name, self.wait())?)
             .map(|partition| {
-                let ends = clients.asker.fetch_watermarks(name.as_str(), partition as i32, self.wait());
+                let ends = topics::watermarks(&clients.asker, name.as_str(), partition as i32, self.wait());
                 let (first, end) = ends.map_err(|e| error::from_kafka(&e, &what))?;
                 Ok(Extent { first, end })
             })

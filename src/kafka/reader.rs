@@ -128,8 +128,8 @@ impl TopicReader {
     }
 
     fn watermarks(&self, partition: u32) -> Result<(Offset, Offset), LogError> {
-        self.consumer
-            .fetch_watermarks(self.name.as_str(), partition as i32, self.config.timing.socket)
+        let (name, wait) = (self.name.as_str(), self.config.timing.socket);
+        topics::watermarks(&self.consumer, name, partition as i32, wait)
             .map_err(|e| error::from_kafka(&e, &format!("cannot ask where {} ends", self.name)))
     }
 

@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::client::Client;
-use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::metadata::MetadataTopic;
 
 use super::context::Context;
 use super::{error, ffi};
 use crate::core::names::TopicName;
-use crate::core::record::Payload;
+use crate::core::record::{Offset, Payload};
 use crate::ports::{Cleanup, LogError, TopicConfig, TopicInfo};
 
 /// What an output record must fit.
@@ -81,6 +82,27 @@ pub(super) fn partitions_of<C: ClientContext>(
             Err(LogError::UnknownTopic(topic.clone()))
         }
         (Some(code), _) => Err(error::from_code(code, &what())),
+    }
+}
+
+/// First and last stable offset of a partition. Asked again while its leader does not know yet that it is the leader, as
+/// for a moment after the topic was made.
+pub(super) fn watermarks(
+    consumer: &BaseConsumer<Context>,
+    topic: &str,
+    partition: i32,
+    wait: Duration,
+) -> KafkaResult<(Offset, Offset)> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let found = consumer.fetch_watermarks(topic, partition, wait);
+        let is_new = |e: &KafkaError| {
+            matches!(error::code(e), Some(Code::NotLeaderForPartition | Code::LeaderNotAvailable))
+        };
+        if Instant::now() > deadline || !found.as_ref().err().is_some_and(is_new) {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

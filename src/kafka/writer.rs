@@ -171,6 +171,10 @@ impl Writer {
             Err(KafkaError::Transaction(e)) if !e.is_fatal() && !e.txn_requires_abort() => {
                 Err(LogError::Uncertain(e.string()))
             }
+            // What a broker's coordinator answers when another producer takes over in the middle of a commit.
+            Err(KafkaError::Transaction(e)) if e.code() == Code::Unknown => {
+                Err(LogError::Uncertain(e.string()))
+            }
             Err(error) => Err(error::from_kafka(&error, &what)),
         }
     }

@@ -13,7 +13,7 @@ use crate::core::deployment::StartOffset;
 use crate::core::ledger::TopicPartition;
 use crate::core::record::Offset;
 use crate::kafka::context::Context;
-use crate::kafka::error;
+use crate::kafka::{error, topics};
 use crate::ports::LogError;
 
 /// A single question to the cluster.
@@ -148,8 +148,7 @@ fn by_policy(
 ) -> Result<Offset, LogError> {
     let (topic, number) = (partition.topic.as_str(), partition.partition as i32);
     // Committed records only: the second is the last stable offset.
-    let (first, end) = consumer
-        .fetch_watermarks(topic, number, ASK)
+    let (first, end) = topics::watermarks(consumer, topic, number, ASK)
         .map_err(|e| asked(&e, partition, &format!("cannot ask where {partition} starts and ends")))?;
     let count = |records: u64| i64::try_from(records).unwrap_or(i64::MAX);
     Ok(match start {
