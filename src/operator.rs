@@ -27,6 +27,7 @@ pub mod status;
 pub mod validate;
 mod wiring;
 pub mod world;
+pub mod written;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -271,8 +271,7 @@ async fn report<K: DeploymentKind>(
     context: &Context,
     progress: &Progress,
 ) -> Result<Action, Error> {
-    let none = DeploymentResourceStatus::default();
-    let before = subject.object.status().unwrap_or(&none);
+    let before = &context.status_of(subject.object, subject.object.status());
     let base = context.pool(&subject.pool).and_then(|pool| node_id_base(&pool));
     let about = About {
         generation: subject.object.meta().generation.unwrap_or_default(),

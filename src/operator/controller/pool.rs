@@ -368,7 +368,7 @@ async fn report(
     context: &Context,
     progress: &Progress,
 ) -> Result<Duration, Error> {
-    let before = pool.status.clone().unwrap_or_default();
+    let before = context.status_of(pool, pool.status.as_ref());
     let verdict = verdict(pool, progress);
     let status = status(pool, key, context, progress, &verdict);
     if status != before {
@@ -394,7 +394,7 @@ fn status(
     progress: &Progress,
     verdict: &Verdict,
 ) -> RuntimePoolStatus {
-    let before = pool.status.clone().unwrap_or_default();
+    let before = context.status_of(pool, pool.status.as_ref());
     let generation = pool.metadata.generation.unwrap_or_default();
     let mut conditions = Conditions::new(&before.conditions, generation, context.world.clock.wall_ms());
     conditions.verdict(verdict);
