@@ -22,10 +22,12 @@ pub mod link;
 pub mod metrics;
 pub mod observe;
 pub mod questions;
+pub mod resolution;
 pub mod status;
 pub mod validate;
 mod wiring;
 pub mod world;
+pub mod written;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

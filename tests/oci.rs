@@ -8,6 +8,10 @@
     reason = "a test says what is wrong by failing, and makes the threads, time and environment it needs"
 )]
 
+#[path = "oci/authorities.rs"]
+mod authorities;
+#[path = "oci/cosign.rs"]
+mod cosign;
 #[path = "oci/malicious.rs"]
 mod malicious;
 #[path = "oci/real.rs"]

@@ -143,11 +143,26 @@ fn manifests() -> Vec<(&'static str, Value, &'static str)> {
     ]
 }
 
+/// The same, for when tags are looked up.
+fn manifests_of_tags() -> Vec<(&'static str, Value, &'static str)> {
+    let resolve = |resolve: Value| json!({"module": {"image": "r/m:1", "resolve": resolve}});
+    vec![
+        ("Coprocessor", coprocessor(&resolve(json!({"policy": "Interval", "interval": "10m"}))), ""),
+        ("Coprocessor", coprocessor(&resolve(json!({"policy": "Interval"}))), "interval belongs to policy"),
+        ("Coprocessor", coprocessor(&resolve(json!({"interval": "10m"}))), "interval belongs to policy"),
+        (
+            "Coprocessor",
+            coprocessor(&resolve(json!({"policy": "Interval", "interval": "often"}))),
+            "should match",
+        ),
+    ]
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mistakes_are_refused_at_admission() {
     let at = Fixture::new("manifests").await;
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-    for (kind, spec, says) in manifests() {
+    for (kind, spec, says) in manifests().into_iter().chain(manifests_of_tags()) {
         let body = serde_json::from_value(at.object(kind, "default", &spec)).unwrap();
         let answer = at.api(kind).create(&dry_run, &body).await;
         match (answer, says) {

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use crate::cli::arguments::{number, start_offset, variable};
 use crate::cli::deployments::of_cli;
 use crate::cli::exit::{Exit, coded};
 use crate::cli::manifest::{self, Language, Manifest, StepFile};
+use crate::cli::modules::Module;
 use crate::cli::open::Target;
 use crate::cli::output::{count, say};
 use crate::cli::{modules, wait};
@@ -23,16 +25,20 @@ use crate::core::names::{DeploymentName, Kind, TopicName};
 use crate::core::partitioner::Partitioner;
 use crate::core::units::{ByteSize, Span};
 use crate::ports::{Log, LogError};
+use crate::wasm::section;
 
 /// Deploy a coprocessor, or change one
 ///
-/// Several modules are a chain: each reads what the one before wrote. Input and output topics have to exist.
+/// Several modules are a chain: each reads what the one before wrote. A module is a file, or an image in a registry
+/// (registry/name:tag): its tag is resolved to a digest now, and nodes fetch it by that. A module that `coproc build`
+/// made says itself what it reads and writes; flags change that. Input and output topics have to exist.
 /// A deployment of the same name is changed; what is only another module, variable or limit is swapped in
 /// between two commits.
 #[derive(Debug, Args)]
 pub struct Command {
     /// Modules; several are the steps of a chain
-    #[arg(value_name = "FILE.wasm", required_unless_present = "file")]
+    #[cfg_attr(not(feature = "oci"), arg(value_name = "FILE.wasm", required_unless_present = "file"))]
+    #[cfg_attr(feature = "oci", arg(value_name = "FILE.wasm|IMAGE", required_unless_present = "file"))]
     modules: Vec<PathBuf>,
     /// Manifest to start from; flags change what it says
     #[arg(short, long, value_name = "coproc.yaml")]
@@ -94,6 +100,9 @@ pub struct Command {
     /// The longest time to wait
     #[arg(long, value_name = "DURATION", default_value = "30s", requires = "wait")]
     timeout: Span,
+    #[cfg(feature = "oci")]
+    #[command(flatten)]
+    registry: super::registry::RegistryArgs,
 }
 
 /// What happens to a record that fails again and again.
@@ -121,8 +130,9 @@ enum DeliveryArg {
 impl Command {
     /// Runs it.
     pub fn run(&self, target: &Target) -> anyhow::Result<()> {
-        let manifest = self.manifest()?;
-        let modules = modules::read_all(&manifest.steps)?;
+        let given = self.modules.iter().map(|path| self.module(path)).collect::<Result<Vec<_>, _>>()?;
+        let manifest = self.manifest(&given)?;
+        let modules = if given.is_empty() { modules::read_all(&manifest.steps)? } else { given };
         // The topics that it needs are in a log: without one there is nothing to deploy to, unless they are to come.
         let log = if self.no_topic_check { target.log_or_new()? } else { target.log()? };
         let identity = of_cli(&target.installation, Kind::Coprocessor, manifest.name.clone());
@@ -134,7 +144,8 @@ impl Command {
         for (module, step) in modules.iter().zip(&manifest.steps) {
             modules::check(module, &step.limits, &step.env)?;
         }
-        for module in &modules {
+        // What comes from a registry stays there.
+        for module in modules.iter().filter(|module| module.image.is_none()) {
             upload(log.as_ref(), &module.bytes)?;
         }
         let writer = DesiredWriter::new(log.as_ref(), target.installation.clone());
@@ -155,15 +166,25 @@ impl Command {
         Ok(())
     }
 
+    /// A module of the command line.
+    #[cfg_attr(not(feature = "oci"), expect(clippy::unused_self, reason = "flags are for registries"))]
+    fn module(&self, path: &Path) -> anyhow::Result<Module> {
+        #[cfg(feature = "oci")]
+        if let crate::oci::Subject::Image(image) = crate::oci::Subject::from_path(path) {
+            return self.registry.module(&image);
+        }
+        Module::read(path)
+    }
+
     /// The manifest, changed by the flags.
-    fn manifest(&self) -> anyhow::Result<Manifest> {
+    fn manifest(&self, given: &[Module]) -> anyhow::Result<Manifest> {
         let mut names = BTreeSet::new();
         if let Some((twice, _)) = self.var.iter().find(|(name, _)| !names.insert(name)) {
             return Err(coded(Exit::Usage, format!("--var gives {twice} twice: which value is meant?")));
         }
         let mut manifest = match &self.file {
             Some(file) => manifest::read(file)?,
-            None => self.bare()?,
+            None => self.bare(given)?,
         };
         if !self.modules.is_empty() {
             let before = manifest.steps.first().map(|step| (step.env.clone(), step.limits));
@@ -193,7 +214,18 @@ impl Command {
         Ok(manifest)
     }
 
-    fn bare(&self) -> anyhow::Result<Manifest> {
+    /// What the module says of itself, where there is one and it does; else every default.
+    fn bare(&self, given: &[Module]) -> anyhow::Result<Manifest> {
+        if let [module] = given
+            && let Some(text) = section::manifest(&module.bytes)
+        {
+            return manifest::parse(text, Path::new(""))
+                .map_err(|error| coded(Exit::Usage, format!("{error:#}")))
+                .with_context(|| {
+                    let at = module.path.display();
+                    format!("the manifest in {at} is not as it has to be: name another one with -f")
+                });
+        }
         match &self.name {
             Some(name) => Ok(bare(name.clone())),
             None => manifest_of(&self.modules),
@@ -253,16 +285,14 @@ fn bare(name: DeploymentName) -> Manifest {
 }
 
 fn name_of(module: &Path) -> anyhow::Result<DeploymentName> {
-    let stem = module.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    let name = stem.to_lowercase().replace('_', "-");
+    let name = modules::stem(module).to_lowercase().replace('_', "-");
     name.parse().map_err(|error| coded(Exit::Usage, format!("{error}: name the coprocessor with --name")))
 }
 
 fn steps(modules: &[PathBuf], (env, limits): (BTreeMap<String, String>, Limits)) -> Vec<StepFile> {
     let mut seen = BTreeSet::new();
     let step = |(i, module): (usize, &PathBuf)| {
-        let stem = module.file_stem().and_then(|stem| stem.to_str()).unwrap_or("step").to_owned();
-        let name = if modules.len() == 1 { "main".into() } else { stem };
+        let name = if modules.len() == 1 { "main".into() } else { modules::stem(module) };
         let name = if seen.insert(name.clone()) { name } else { format!("{name}-{}", i + 1) };
         StepFile { name, module: module.clone(), env: env.clone(), limits }
     };
@@ -270,10 +300,10 @@ fn steps(modules: &[PathBuf], (env, limits): (BTreeMap<String, String>, Limits))
 }
 
 /// The deployment of a manifest with these modules.
-pub fn deployment(manifest: &Manifest, modules: &[modules::Module]) -> Deployment {
-    let step = |(step, module): (&StepFile, &modules::Module)| Step {
+pub fn deployment(manifest: &Manifest, modules: &[Module]) -> Deployment {
+    let step = |(step, module): (&StepFile, &Module)| Step {
         name: step.name.clone(),
-        module: ModuleRef { digest: module.digest, image: None },
+        module: ModuleRef { digest: module.digest, image: module.image.clone() },
         env: step.env.clone(),
         limits: step.limits,
     };

@@ -42,6 +42,9 @@ pub struct Command {
     /// How it is logged
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
+    #[cfg(feature = "oci")]
+    #[command(flatten)]
+    registry: super::registry::RegistryArgs,
 }
 
 impl Command {
@@ -68,7 +71,7 @@ impl Command {
             bounds: Bounds::default(),
             drop_folder: Some(self.drop_folder.clone().unwrap_or_else(|| target.dir.join("coprocessors"))),
             #[cfg(feature = "oci")]
-            registry: crate::oci::RawOciConfig::default(),
+            registry: self.registry.raw()?,
         })
     }
 }

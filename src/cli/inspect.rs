@@ -45,11 +45,16 @@ impl Command {
     /// Runs it.
     pub fn run(&self) -> anyhow::Result<()> {
         #[cfg(feature = "oci")]
-        if let crate::oci::Subject::Image(image) = self.subject() {
+        if let crate::oci::Subject::Image(image) = crate::oci::Subject::from_path(&self.module) {
             let found = self.registry.open(&image)?.inspect(&crate::oci::Subject::Image(image))?;
             return self.output.print(&found, |wide| image_table(&found, wide));
         }
         let module = Module::read(&self.module)?;
+        #[cfg(feature = "oci")]
+        if let Ok(crate::oci::binary::BinaryKind::Component) = crate::oci::binary::kind_of(&module.bytes) {
+            let found = crate::oci::inspect::inspect_file(&self.module, module.bytes.len() as u64)?;
+            return self.output.print(&found, |wide| image_table(&found, wide));
+        }
         let info =
             inspect(&module.bytes).with_context(|| format!("{} cannot be used", self.module.display()))?;
         let Contract::Transform { version } = info.contract;
@@ -71,21 +76,11 @@ impl Command {
 }
 
 #[cfg(feature = "oci")]
-impl Command {
-    fn subject(&self) -> crate::oci::Subject {
-        match self.module.to_str() {
-            Some(text) => crate::oci::Subject::from_argument(text),
-            None => crate::oci::Subject::File(self.module.clone()),
-        }
-    }
-}
-
-#[cfg(feature = "oci")]
 fn image_table(found: &crate::oci::Inspection, wide: bool) -> Table {
     use crate::oci::signature::Verification;
     let mut table = Table::new(&["PROPERTY", "VALUE"]);
     let mut row = |name: &str, value: String| table.push([name.to_owned(), value]);
-    row("image", found.subject.clone());
+    row(if found.image.is_some() { "image" } else { "file" }, found.subject.clone());
     row("digest", found.digest.to_string());
     row("size", format!("{} bytes", found.size));
     row("contract", format!("{:?}", found.interface.contract).to_lowercase());

@@ -199,6 +199,7 @@ fn unreported(identity: &Identity, wanted: &Desired) -> DeploymentStatus {
         reason: Some("NotReported".into()),
         generation: wanted.generation(),
         digest: deployment.and_then(|it| it.steps.first()).map(|step| step.module.digest),
+        digests: Vec::new(),
         delivery: None,
         partitions: Vec::new(),
         last_error: None,

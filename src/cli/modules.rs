@@ -17,21 +17,23 @@ use crate::core::names::TopicName;
 use crate::node::plan::{ChainPlan, StepPlan, guest_limits};
 use crate::ports::{Engine, GuestLines, GuestSpec, LineLevel};
 
-/// A module file.
+/// A module.
 #[derive(Debug, Clone)]
 pub struct Module {
-    /// Where it is.
+    /// Where it is: a file, or an image as it was named.
     pub path: PathBuf,
     /// Its bytes.
     pub bytes: Vec<u8>,
     /// Their digest.
     pub digest: Digest,
+    /// The image that it came from, by the digest of its manifest; nodes fetch it from there.
+    pub image: Option<String>,
 }
 
 impl Module {
     /// A module with these bytes.
     pub fn new(path: PathBuf, bytes: Vec<u8>) -> Self {
-        Self { path, digest: digest_of(&bytes), bytes }
+        Self { path, digest: digest_of(&bytes), bytes, image: None }
     }
 
     /// Reads a module file.
@@ -43,6 +45,15 @@ impl Module {
         })?;
         Ok(Self::new(path.to_owned(), bytes))
     }
+}
+
+/// What people call a module: its file without the ending, or the last part of its image's name.
+pub fn stem(path: &Path) -> String {
+    #[cfg(feature = "oci")]
+    if let crate::oci::Subject::Image(image) = crate::oci::Subject::from_path(path) {
+        return image.repository().rsplit('/').next().unwrap_or_default().to_owned();
+    }
+    path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned()
 }
 
 /// Reads the modules of a chain.

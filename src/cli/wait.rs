@@ -127,6 +127,7 @@ mod tests {
             reason: reason.map(str::to_owned),
             generation,
             digest: None,
+            digests: Vec::new(),
             delivery: None,
             partitions: Vec::new(),
             last_error: error_at.map(|time| LastError { time, reason: "R".into(), message: "m".into() }),

@@ -212,6 +212,7 @@ mod tests {
             reason: None,
             generation: 1,
             digest: None,
+            digests: Vec::new(),
             delivery: None,
             partitions: Vec::new(),
             last_error: None,

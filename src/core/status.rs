@@ -114,6 +114,9 @@ pub struct DeploymentStatus {
     /// The digest of its first module.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// The digests of all modules, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub digests: Vec<Digest>,
     /// The guarantee in force: `exactly_once` or `at_least_once`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<String>,

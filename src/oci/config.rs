@@ -75,7 +75,8 @@ pub struct RawMirrors {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RawVerification {
-    /// PEM files with ECDSA P-256 public keys; a signature by any of them is enough.
+    /// PEM files with ECDSA P-256 public keys, one or more in each; a signature by any of them is enough. They are
+    /// read anew each time signatures are checked.
     pub public_key_files: Vec<PathBuf>,
 }
 
@@ -113,7 +114,7 @@ pub struct OciConfig {
     pub(super) access: Arc<Access>,
     pub(super) certificates: Vec<reqwest::Certificate>,
     pub(super) pull_secret_files: Vec<PathBuf>,
-    pub(super) policy: Policy,
+    key_files: Option<Vec<PathBuf>>,
     pub(super) limits: Limits,
 }
 
@@ -162,7 +163,8 @@ impl OciConfig {
             mirrors: problems.unwrap("mirrors", mirrors(&raw.mirrors)),
         };
         let certificates = problems.unwrap("caFiles", certificates(&raw.ca_files));
-        let policy = problems.unwrap("verification", policy(raw.verification.as_ref()));
+        let key_files = raw.verification.as_ref().map(|raw| raw.public_key_files.clone());
+        problems.unwrap("verification", key_files.as_deref().map(public_keys).transpose());
         problems.end()?;
         Ok(Self {
             cache_dir: raw.cache_dir.clone(),
@@ -170,9 +172,18 @@ impl OciConfig {
             access: Arc::new(access),
             certificates,
             pull_secret_files: raw.pull_secret_files.clone(),
-            policy,
+            key_files,
             limits: limits(raw),
         })
+    }
+
+    /// The signature policy, its keys read anew: one that was taken out of its file is not trusted until the process
+    /// ends.
+    pub(super) fn policy(&self) -> Result<Policy, OciError> {
+        let Some(files) = &self.key_files else { return Ok(Policy::None) };
+        public_keys(files)
+            .map(Policy::AnyOf)
+            .map_err(|reason| OciError::ReadConfig { what: "verification".to_owned(), reason })
     }
 }
 
@@ -238,19 +249,20 @@ fn certificates(files: &[PathBuf]) -> Result<Vec<reqwest::Certificate>, String> 
 }
 
 /// A policy that names no key is an error, not a policy that lets everything through.
-fn policy(raw: Option<&RawVerification>) -> Result<Policy, String> {
-    let Some(raw) = raw else { return Ok(Policy::None) };
-    if raw.public_key_files.is_empty() {
+fn public_keys(files: &[PathBuf]) -> Result<Vec<PublicKey>, String> {
+    if files.is_empty() {
         return Err("names no public key".to_owned());
     }
     let mut keys = Vec::new();
-    for path in &raw.public_key_files {
+    for path in files {
         let name = path.file_name().map_or_else(|| "key".into(), |name| name.to_string_lossy().into_owned());
         let pem =
             String::from_utf8(read(path)?).map_err(|_| format!("{} is not a PEM file", path.display()))?;
-        keys.push(PublicKey::from_pem(name, &pem).map_err(|reason| format!("{}: {reason}", path.display()))?);
+        keys.extend(
+            PublicKey::all_from_pem(&name, &pem).map_err(|reason| format!("{}: {reason}", path.display()))?,
+        );
     }
-    Ok(Policy::AnyOf(keys))
+    Ok(keys)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {

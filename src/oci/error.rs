@@ -34,6 +34,15 @@ pub enum OciError {
         /// What to configure.
         remedy: &'static str,
     },
+    /// There is nothing that a certificate could be checked with.
+    #[error(
+        "{host} is spoken to with TLS, and this system has no certificates of authorities: name the registry's in \
+         `caFiles`, or install the system's (package ca-certificates)"
+    )]
+    NoAuthorities {
+        /// The host.
+        host: String,
+    },
     /// A host's address is one that registries from outside do not have.
     #[error(
         "{host} is at {address}, an address of this machine or network: list it in `privateHosts` if meant"

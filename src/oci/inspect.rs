@@ -25,11 +25,13 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// A path if there is such a file, or if the text is no image's name.
-    pub fn from_argument(text: &str) -> Self {
-        match text.parse() {
-            Ok(image) if !Path::new(text).exists() => Self::Image(image),
-            _ => Self::File(PathBuf::from(text)),
+    /// An image if there is no such file and it reads like an image's name. What ends in `.wasm` is a file, also
+    /// when it is missing: nobody is asked for the parts of a path.
+    pub fn from_path(path: &Path) -> Self {
+        let is_file = path.extension().is_some_and(|ending| ending == "wasm") || path.exists();
+        match path.to_str().and_then(|text| text.parse().ok()).filter(|_| !is_file) {
+            Some(image) => Self::Image(image),
+            None => Self::File(path.to_owned()),
         }
     }
 }
@@ -103,5 +105,22 @@ impl OciStore {
                 signature,
             }),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_images_are_told_apart() {
+        let is_image = |text: &str| matches!(Subject::from_path(Path::new(text)), Subject::Image(_));
+        for image in ["r.example/redact:1.2", "r.example/redact", "localhost:5000/a/redact.wasm:1"] {
+            assert!(is_image(image), "{image}");
+        }
+        for file in ["redact.wasm", "target.d/redact.wasm", "src/oci/inspect.rs", "../redact", "/r.example/a"]
+        {
+            assert!(!is_image(file), "{file}");
+        }
     }
 }

@@ -80,7 +80,19 @@ pub enum Verification {
     },
 }
 
+/// The line that ends a public key in PEM.
+const END: &str = "-----END PUBLIC KEY-----";
+
 impl PublicKey {
+    /// Reads the public keys of a file, at least one: while a key is being exchanged, the old one and the new one.
+    pub fn all_from_pem(name: &str, pem: &str) -> Result<Vec<Self>, String> {
+        let parts: Vec<&str> = pem.split_inclusive(END).filter(|part| !part.trim().is_empty()).collect();
+        if parts.is_empty() {
+            return Err("it is empty".to_owned());
+        }
+        parts.into_iter().map(|part| Self::from_pem(name.to_owned(), part)).collect()
+    }
+
     /// Reads a public key in PEM (`-----BEGIN PUBLIC KEY-----`), ECDSA on P-256, which is what
     /// `cosign generate-key-pair` makes.
     pub fn from_pem(name: String, pem: &str) -> Result<Self, String> {

@@ -53,9 +53,9 @@ impl OciStore {
     /// layout, the size, that the bytes are WebAssembly and what their config says. The module is in the cache then.
     pub fn resolve_image(&self, image: &Reference) -> Result<ResolvedModule, OciError> {
         let artifact = self.open_artifact(image)?;
-        let verified_by = match &self.config.policy {
+        let verified_by = match self.config.policy()? {
             Policy::None => None,
-            Policy::AnyOf(keys) => Some(self.check_signatures(&artifact, keys)?),
+            Policy::AnyOf(keys) => Some(self.check_signatures(&artifact, &keys)?),
         };
         let (bytes, _) = self.read_artifact(&artifact)?;
         let module = ModuleRef { digest: artifact.layer.digest, image: Some(artifact.pinned.to_string()) };
@@ -66,8 +66,8 @@ impl OciStore {
     pub fn fetch_module(&self, module: &ModuleRef) -> Result<Vec<u8>, OciError> {
         let digest = module.digest;
         let image: Option<Reference> = module.image.as_deref().map(str::parse).transpose()?;
-        if let Policy::AnyOf(keys) = &self.config.policy {
-            self.check_module(digest, image.as_ref(), keys)?;
+        if let Policy::AnyOf(keys) = self.config.policy()? {
+            self.check_module(digest, image.as_ref(), &keys)?;
         }
         match image {
             Some(image) => self.module_bytes(&image, digest, self.max_module_bytes()),

@@ -71,6 +71,8 @@ pub(super) struct Transport {
     // `None` only while it is dropped.
     runtime: Option<Runtime>,
     http: Client,
+    /// Whether there are certificates that servers' can be checked with.
+    has_authorities: bool,
     access: Arc<Access>,
     limits: Limits,
     secrets: Vec<PathBuf>,
@@ -92,17 +94,16 @@ impl Transport {
         let fault = |what: &str, reason: String| OciError::ReadConfig { what: what.to_owned(), reason };
         // Another part of the process may have installed a provider: either will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = Client::builder()
-            .dns_resolver(GuardedResolver(Arc::clone(&config.access)))
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            .connect_timeout(config.limits.connect)
-            .tls_certs_merge(config.certificates.iter().cloned())
-            .user_agent(concat!("coproc/", env!("CARGO_PKG_VERSION")))
-            .pool_max_idle_per_host(4)
-            .build()
-            .map_err(|error| fault("the HTTP client does not start", chain(&error)))?;
+        let built = client(config).tls_certs_merge(config.certificates.iter().cloned()).build();
+        let (http, has_authorities) = match built {
+            Ok(http) => Ok((http, true)),
+            // The verifier does not start without any certificate. Registries without TLS need none.
+            Err(_) if config.certificates.is_empty() => {
+                client(config).tls_certs_only([]).build().map(|http| (http, false))
+            }
+            Err(error) => Err(error),
+        }
+        .map_err(|error| fault("the HTTP client does not start", chain(&error)))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("oci")
@@ -112,6 +113,7 @@ impl Transport {
         Ok(Self {
             runtime: Some(runtime),
             http,
+            has_authorities,
             access: Arc::clone(&config.access),
             limits: config.limits,
             secrets: config.pull_secret_files.clone(),
@@ -259,7 +261,12 @@ impl Transport {
     }
 
     async fn send(&self, call: &Call<'_>, request: reqwest::RequestBuilder) -> Result<Response, OciError> {
-        let sent = within(call, self.limits.connect + self.limits.read, request.send()).await?;
+        let request = request.build().map_err(|error| connection_error(call, &error))?;
+        if request.url().scheme() == "https" && !self.has_authorities {
+            let host = request.url().host_str().unwrap_or_default().to_owned();
+            return Err(OciError::NoAuthorities { host });
+        }
+        let sent = within(call, self.limits.connect + self.limits.read, self.http.execute(request)).await?;
         sent.map_err(|error| connection_error(call, &error))
     }
 
@@ -310,6 +317,18 @@ impl Transport {
         let _ = self.read_body(call, response, MAX_ERROR_BYTES, &mut body).await;
         OciError::Status { host, what, status: status.as_u16(), detail: registry_words(&body), retry_after }
     }
+}
+
+/// What every client is made from.
+fn client(config: &OciConfig) -> reqwest::ClientBuilder {
+    Client::builder()
+        .dns_resolver(GuardedResolver(Arc::clone(&config.access)))
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .no_proxy()
+        .connect_timeout(config.limits.connect)
+        .user_agent(concat!("coproc/", env!("CARGO_PKG_VERSION")))
+        .pool_max_idle_per_host(4)
 }
 
 async fn within<T>(call: &Call<'_>, wait: Duration, future: impl Future<Output = T>) -> Result<T, OciError> {

@@ -18,6 +18,8 @@ pub const STALLED: &str = "Stalled";
 pub const RECONCILING: &str = "Reconciling";
 /// Whether the images led to modules.
 pub const MODULE_RESOLVED: &str = "ModuleResolved";
+/// Whether a key of the pool vouches for the modules; absent where the pool demands none.
+pub const SIGNATURE_VERIFIED: &str = "SignatureVerified";
 /// Whether the control topic says what the resource says.
 pub const DEPLOYED: &str = "Deployed";
 /// It stands still by its owner's wish.

@@ -10,6 +10,8 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt};
 use parking_lot::{Mutex, RwLock};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::core::names::{Identity, Installation, Kind};
@@ -20,8 +22,9 @@ use crate::operator::draft::DeploymentKind;
 use crate::operator::link::{Link, Notice};
 use crate::operator::metrics::Metrics;
 use crate::operator::questions::Questions;
-use crate::operator::validate::Resolved;
+use crate::operator::resolution::Known;
 use crate::operator::world::{Connection, Logs, Modules};
+use crate::operator::written::Written;
 use crate::ports::Clock;
 
 /// Name under which Events are reported.
@@ -117,8 +120,8 @@ pub struct Context {
     /// What registries are asked next, once for all who ask the same.
     pub questions: Questions,
     links: RwLock<HashMap<PoolKey, Arc<Link>>>,
-    resolved: Mutex<HashMap<Identity, Vec<Resolved>>>,
-    written: Mutex<HashMap<String, Duration>>,
+    modules: Mutex<HashMap<Identity, Vec<Known>>>,
+    written: Written,
     notices: mpsc::Sender<Notice>,
     recorder: Recorder,
 }
@@ -160,8 +163,8 @@ impl Context {
             registry_calls: Semaphore::new(REGISTRY_CALLS),
             questions: Questions::default(),
             links: RwLock::default(),
-            resolved: Mutex::default(),
-            written: Mutex::default(),
+            modules: Mutex::default(),
+            written: Written::default(),
             notices: parts.notices,
         }
     }
@@ -257,32 +260,43 @@ impl Context {
         heard.map(|(key, _)| key.clone()).collect()
     }
 
-    /// The modules that a deployment's images were resolved to, as far as this process knows.
-    pub fn resolved(&self, identity: &Identity) -> Vec<Resolved> {
-        self.resolved.lock().get(identity).cloned().unwrap_or_default()
+    /// What this process knows of a deployment's images, one for each step.
+    pub fn known_modules(&self, identity: &Identity) -> Vec<Known> {
+        self.modules.lock().get(identity).cloned().unwrap_or_default()
     }
 
-    /// Remembers what a deployment's images were resolved to.
-    pub fn remember_resolved(&self, identity: &Identity, modules: Vec<Resolved>) {
-        self.resolved.lock().insert(identity.clone(), modules);
+    /// Remembers what a deployment's images led to.
+    pub fn remember_modules(&self, identity: &Identity, modules: Vec<Known>) {
+        self.modules.lock().insert(identity.clone(), modules);
     }
 
     /// Forgets a deployment that is gone.
     pub fn forget(&self, identity: &Identity, key: &str) {
-        self.resolved.lock().remove(identity);
-        self.written.lock().remove(key);
+        self.modules.lock().remove(identity);
+        self.written.forget(key);
         self.backoff.succeeded(&key.to_owned());
     }
 
     /// How long ago this process wrote the status of an object.
     pub fn since_write(&self, key: &str) -> Option<Duration> {
         let now = self.world.clock.monotonic();
-        self.written.lock().get(key).map(|at| now.saturating_sub(*at))
+        self.written.at(key).map(|at| now.saturating_sub(at))
     }
 
-    /// Notes that the status of an object was written now.
-    pub fn note_write(&self, key: &str) {
-        self.written.lock().insert(key.to_owned(), self.world.clock.monotonic());
+    /// Notes that the status of an object was written now, and the version that it has since.
+    pub fn note_write(&self, key: String, version: Option<&str>, status: Value) {
+        self.written.note(key, self.world.clock.monotonic(), version, status);
+    }
+
+    /// The status that an object has: as it was read, or as this process wrote it since.
+    pub fn status_of<K, S>(&self, object: &K, read: Option<&S>) -> S
+    where
+        K: kube::Resource<DynamicType = ()>,
+        S: Clone + Default + DeserializeOwned,
+    {
+        let version = object.meta().resource_version.as_deref();
+        let written = self.written.later_than(&object_key(object), version);
+        written.or_else(|| read.cloned()).unwrap_or_default()
     }
 
     /// Tells people what happened to an object. An Event that cannot be written is no reason to fail.

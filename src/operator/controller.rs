@@ -2,6 +2,7 @@
 
 pub mod deployment;
 mod finish;
+mod modules;
 pub mod pool;
 
 use std::sync::Arc;
@@ -97,13 +98,14 @@ where
         "status": status,
     });
     let params = PatchParams::apply(MANAGER).force();
-    match api.patch_status(name, &params, &Patch::Apply(body)).await {
-        Ok(_) => {}
+    let status = body["status"].clone();
+    let written = match api.patch_status(name, &params, &Patch::Apply(body)).await {
+        Ok(written) => written,
         // It is gone, or another of its name is there: nothing to tell.
         Err(kube::Error::Api(error)) if error.code == 404 => return Ok(()),
         Err(error) => return Err(error.into()),
-    }
-    context.note_write(&object_key(object));
+    };
+    context.note_write(object_key(object), written.meta().resource_version.as_deref(), status);
     context.metrics.api_writes.with_label_values(&[K::kind(&()).as_ref(), "status"]).inc();
     Ok(())
 }

@@ -8,7 +8,7 @@ use kube::{Api, Client};
 use crate::operator::build::pods_secret_names;
 use crate::operator::crd::RuntimePoolSpec;
 use crate::operator::crd::pool::SecretKey;
-use crate::operator::world::{Connection, Credentials, Hidden, Registry, Tls};
+use crate::operator::world::{Connection, Credentials, Hidden, PublicKeys, Registry, Tls};
 
 /// Reason: a Secret, or a key in it, is not there.
 pub const SECRET_NOT_FOUND: &str = "SecretNotFound";
@@ -111,10 +111,11 @@ pub fn registry(spec: &RuntimePoolSpec, secrets: &Secrets) -> Result<Registry, E
         .pull_secrets
         .iter()
         .map(|name| secrets.text("spec.registry.pullSecrets", name, ".dockerconfigjson").map(Hidden));
-    let public_key = spec
-        .verification
-        .as_ref()
-        .map(|verification| secrets.of("spec.verification.publicKeySecret", &verification.public_key_secret));
+    let public_keys = spec.verification.as_ref().map(|verification| {
+        let at = &verification.public_key_secret;
+        let pem = secrets.of("spec.verification.publicKeySecret", at)?;
+        Ok::<_, Error>(PublicKeys { name: at.key.clone(), pem })
+    });
     let authorities = spec.registry.ca_secrets.iter().map(|at| secrets.of("spec.registry.caSecrets", at));
     Ok(Registry {
         auth: auth.collect::<Result<_, _>>()?,
@@ -124,6 +125,6 @@ pub fn registry(spec: &RuntimePoolSpec, secrets: &Secrets) -> Result<Registry, E
         private_hosts: spec.registry.private_hosts.clone(),
         token_hosts: spec.registry.token_hosts.clone(),
         redirect_hosts: spec.registry.redirect_hosts.clone(),
-        public_key: public_key.transpose()?,
+        public_keys: public_keys.transpose()?,
     })
 }

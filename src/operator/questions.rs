@@ -69,7 +69,7 @@ mod tests {
                 return Err(ResolveError { reason: "Bad", message, disposition: Disposition::User });
             }
             let digest = Digest::from_bytes([0; 32]);
-            Ok(Resolved { image: image.into(), pinned: count.to_string(), digest })
+            Ok(Resolved { image: image.into(), pinned: count.to_string(), digest, verified: None })
         }
     }
 

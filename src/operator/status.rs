@@ -11,11 +11,14 @@ use std::collections::{BTreeSet, HashMap};
 use crate::core::deployment::{Deployment, Problem};
 use crate::core::names::{PoolName, TopicName};
 use crate::core::record::TimestampMs;
-use crate::core::status::State;
-use crate::operator::conditions::{Conditions, DEPLOYED, MODULE_RESOLVED, PAUSED, Verdict};
+use crate::core::status::{DeploymentStatus, State};
+use crate::operator::conditions::{
+    Conditions, DEPLOYED, MODULE_RESOLVED, PAUSED, SIGNATURE_VERIFIED, Verdict,
+};
 use crate::operator::crd::DeploymentResourceStatus;
-use crate::operator::crd::status::{ModuleStatus, Phase};
+use crate::operator::crd::status::{ModuleStatus, Phase, VerificationStatus};
 use crate::operator::observe::OnNode;
+use crate::operator::resolution::Modules;
 use crate::operator::validate::Resolved;
 
 pub use coalesce::{Writing, coalesce};
@@ -41,7 +44,7 @@ pub enum Progress {
         /// What it says.
         deployment: Box<Deployment>,
         /// The modules.
-        modules: Vec<Resolved>,
+        modules: Box<Modules>,
         /// The nodes that know of it.
         nodes: Vec<OnNode>,
         /// Nodes of the pool that were heard of lately.
@@ -88,13 +91,23 @@ pub fn compute(about: &About<'_>, progress: &Progress) -> (DeploymentResourceSta
                 verdict.reason(),
                 verdict.message(),
             );
+            if verdict.reason() == "SignatureInvalid" {
+                conditions.set(SIGNATURE_VERIFIED, "False", verdict.reason(), verdict.message());
+            }
         }
         Progress::Deployed { deployment, modules, nodes, .. } => {
-            conditions.set(MODULE_RESOLVED, "True", "Resolved", "").set(DEPLOYED, "True", "Deployed", "");
+            match &modules.failure {
+                None => conditions.set(MODULE_RESOLVED, "True", "Resolved", ""),
+                Some(failure) => conditions.set(MODULE_RESOLVED, "False", &failure.reason, &failure.message),
+            };
+            if let Some(keys) = signers(&modules.resolved) {
+                conditions.set(SIGNATURE_VERIFIED, "True", "Verified", &format!("signed by {keys}"));
+            }
+            conditions.set(DEPLOYED, "True", "Deployed", "");
             if deployment.paused {
                 conditions.set(PAUSED, "True", "Paused", "spec.paused is true");
             }
-            let all: Vec<ModuleStatus> = modules.iter().map(module).collect();
+            let all: Vec<ModuleStatus> = modules.resolved.iter().map(module).collect();
             status.module = all.first().cloned();
             status.modules = if all.len() > 1 { all } else { Vec::new() };
             status.lag = nodes::total_lag(nodes);
@@ -111,7 +124,19 @@ fn module(resolved: &Resolved) -> ModuleStatus {
         pinned_image: resolved.pinned.clone(),
         digest: resolved.digest.to_string(),
         short_digest: resolved.digest.short(),
+        verification: resolved
+            .verified
+            .as_ref()
+            .map(|by| VerificationStatus { key: by.key.clone(), policy: by.policy.clone() }),
     }
+}
+
+/// The keys that vouch for the modules, where one does for each.
+fn signers(modules: &[Resolved]) -> Option<String> {
+    let keys: Option<BTreeSet<&str>> =
+        modules.iter().map(|module| module.verified.as_ref().map(|by| by.key.as_str())).collect();
+    let keys = keys.filter(|keys| !keys.is_empty())?;
+    Some(keys.into_iter().collect::<Vec<_>>().join(", "))
 }
 
 fn phase(progress: &Progress, verdict: &Verdict) -> Phase {
@@ -182,7 +207,7 @@ fn of_deployed(
     }
     let fresh: Vec<&OnNode> = nodes.iter().filter(|node| node.is_fresh).collect();
     let current: Vec<&OnNode> =
-        fresh.iter().copied().filter(|node| node.status.generation == deployment.generation).collect();
+        fresh.iter().copied().filter(|node| is_current(&node.status, deployment)).collect();
     if deployment.paused {
         return of_paused(&fresh, current.len());
     }
@@ -190,11 +215,26 @@ fn of_deployed(
         return verdict;
     }
     if current.len() < fresh.len() || fresh.is_empty() {
-        let message =
-            format!("{} of {fresh_nodes} node(s) run generation {}", current.len(), deployment.generation);
+        let message = format!(
+            "{} of {fresh_nodes} node(s) run generation {} with these modules",
+            current.len(),
+            deployment.generation
+        );
         return Verdict::progressing("RollingOut", message);
     }
     of_partitions(&current, partitions)
+}
+
+/// Whether a node has this generation with these modules: a tag that moved changes the modules of a generation. A
+/// node of an earlier version names its first module only.
+fn is_current(status: &DeploymentStatus, deployment: &Deployment) -> bool {
+    let mut wanted = deployment.steps.iter().map(|step| step.module.digest);
+    let has_modules = if status.digests.is_empty() {
+        status.digest.is_none_or(|digest| wanted.next() == Some(digest))
+    } else {
+        wanted.eq(status.digests.iter().copied())
+    };
+    status.generation == deployment.generation && has_modules
 }
 
 fn of_paused(fresh: &[&OnNode], current: usize) -> Verdict {

@@ -3,7 +3,9 @@
 //! Past this step a resource is a `Deployment` that lacks nothing but its modules' digests, and a pool is `ValidPool`.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::jiff::Timestamp;
@@ -14,11 +16,16 @@ use crate::core::deployment::{
 };
 use crate::core::digest::Digest;
 use crate::core::names::{Kind, TopicName};
+use crate::core::units::Span;
 use crate::operator::crd::pool::{RuntimePoolSpec, TopicsSpec};
 use crate::operator::crd::shared::{
-    BatchSpec, ErrorPolicySpec, LimitsSpec, StartOffsetSpec, StartType, StepSpec,
+    BatchSpec, ErrorPolicySpec, LimitsSpec, ModuleSpec, ResolvePolicy as Policy, StartOffsetSpec, StartType,
+    StepSpec,
 };
 use crate::operator::draft::{Draft, field_of};
+
+/// How often a tag may be looked up: registries count requests.
+const RESOLVE_INTERVALS: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_hours(24 * 30);
 
 /// Where an image led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,19 +36,39 @@ pub struct Resolved {
     pub pinned: String,
     /// The digest of the module.
     pub digest: Digest,
+    /// Who vouches for it, where somebody looked.
+    pub verified: Option<Verified>,
+}
+
+/// A signature that was found good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// The key: its name, and the start of its fingerprint.
+    pub key: String,
+    /// Which keys were asked for: `world::Registry::policy`.
+    pub policy: String,
+}
+
+/// An image, and how often its tag is looked up again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The image as it is written.
+    pub image: String,
+    /// `None`: only when the image changes.
+    pub every: Option<Duration>,
 }
 
 /// A deployment that lacks nothing but the digests of its modules.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Valid {
     deployment: Deployment,
-    images: Vec<String>,
+    wanted: Vec<Wanted>,
 }
 
 impl Valid {
     /// The images of the steps, in their order.
-    pub fn images(&self) -> &[String] {
-        &self.images
+    pub fn wanted(&self) -> &[Wanted] {
+        &self.wanted
     }
 
     /// The deployment; modules of digest zero stand for those that are not resolved yet.
@@ -94,16 +121,12 @@ pub fn deployment(
         },
         paused: draft.paused,
     };
+    let wanted = draft.steps.iter().enumerate().map(|(i, step)| parser.wanted(i, &step.module)).collect();
     // What did not parse is missing from the deployment, and would be reported a second time.
     if parser.problems.is_empty() {
         parser.semantics(&deployment, topics);
     }
-    if parser.problems.is_empty() {
-        let images = draft.steps.iter().map(|step| step.module.image.clone()).collect();
-        Ok(Valid { deployment, images })
-    } else {
-        Err(parser.problems)
-    }
+    if parser.problems.is_empty() { Ok(Valid { deployment, wanted }) } else { Err(parser.problems) }
 }
 
 struct Parser {
@@ -157,6 +180,19 @@ impl Parser {
             env: step.env.clone(),
             limits: self.limits(i, &step.limits),
         }
+    }
+
+    fn wanted(&mut self, i: usize, module: &ModuleSpec) -> Wanted {
+        let field = format!("steps[{i}].module.resolve.interval");
+        let every = module.resolve.interval.as_deref().filter(|_| module.resolve.policy == Policy::Interval);
+        let every: Option<Span> = self.optional(&field, every);
+        if let Some(span) = every.filter(|span| !RESOLVE_INTERVALS.contains(&span.duration())) {
+            self.add("InvalidSpec", &field, format!("{span} is not between 10s and 30d"));
+        }
+        // What a digest names never changes.
+        let is_pinned = module.image.contains('@');
+        let every = every.filter(|_| !is_pinned).map(Span::duration);
+        Wanted { image: module.image.clone(), every }
     }
 
     fn limits(&mut self, i: usize, spec: &LimitsSpec) -> Limits {
@@ -277,7 +313,7 @@ pub fn pool(spec: &RuntimePoolSpec) -> Vec<Problem> {
             add(&format!("spec.kafka.bootstrapServers[{i}]"), message);
         }
     }
-    match spec.drain_timeout.parse::<crate::core::units::Span>() {
+    match spec.drain_timeout.parse::<Span>() {
         Ok(span) if (1_000..=8_000).contains(&span.0) => {}
         Ok(span) => add("spec.drainTimeout", format!("{span} is not between 1s and 8s")),
         Err(error) => add("spec.drainTimeout", error.to_string()),

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::core::disposition::Disposition;
+use crate::operator::build::hash;
 use crate::operator::crd::pool::{MirrorSpec, SaslMechanism};
 use crate::operator::validate::Resolved;
 use crate::ports::{Log, LogError};
@@ -85,8 +86,24 @@ pub struct Registry {
     pub token_hosts: Vec<String>,
     /// Hosts that downloads may be redirected to.
     pub redirect_hosts: Vec<String>,
-    /// The public key that modules must be signed with, PEM.
-    pub public_key: Option<String>,
+    /// The public keys that modules must be signed with.
+    pub public_keys: Option<PublicKeys>,
+}
+
+/// Public keys.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PublicKeys {
+    /// What people call them: the key of their Secret.
+    pub name: String,
+    /// PEM.
+    pub pem: String,
+}
+
+impl Registry {
+    /// Names the keys that modules must be signed with: other keys, another name.
+    pub fn policy(&self) -> Option<String> {
+        self.public_keys.as_ref().map(|keys| hash(&keys.pem))
+    }
 }
 
 /// Why an image did not lead to a module.

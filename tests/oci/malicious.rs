@@ -301,6 +301,46 @@ fn token_realms_at_hosts_that_are_not_listed() {
     assert_eq!(other.requests().len(), 0);
 }
 
+/// A token server at the registry's own host that points elsewhere: what it is sent are credentials.
+#[test]
+fn token_servers_that_redirect() {
+    let other = elsewhere();
+    let target = format!("http://{}/token", other.address());
+    let own = Arc::new(std::sync::OnceLock::<String>::new());
+    let address = Arc::clone(&own);
+    let server = Server::start(move |request| {
+        if request.path.starts_with("/token") {
+            return Reply::redirect(&target);
+        }
+        let realm = format!("Bearer realm=\"http://{}/token\"", address.get().unwrap());
+        Reply::status(401).with("www-authenticate", &realm)
+    });
+    own.set(server.address()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let error =
+        open(&trusting(dir.path(), &server)).resolve(&format!("{}/team/x:1", server.address())).unwrap_err();
+    assert!(error.to_string().contains("answered 307"), "{error}");
+    assert_eq!((server.count("/token"), other.requests().len()), (1, 0));
+}
+
+/// Without being listed as insecure a registry is spoken to with TLS, and gets neither a request nor a password in
+/// clear.
+#[test]
+fn registries_that_are_not_listed_as_insecure() {
+    let server = elsewhere();
+    let dir = tempfile::tempdir().unwrap();
+    let raw = RawOciConfig {
+        insecure: Vec::new(),
+        private_hosts: vec!["127.0.0.1".to_owned()],
+        ..trusting(dir.path(), &server)
+    };
+    let error = open(&raw).resolve(&format!("{}/team/x:1", server.address())).unwrap_err();
+    assert_eq!(error.disposition(), Disposition::Transient, "{error}");
+    assert!(
+        server.requests().iter().all(|request| request.authorization.is_none() && request.path.is_empty())
+    );
+}
+
 #[test]
 fn uploads_to_other_hosts() {
     let other = elsewhere();

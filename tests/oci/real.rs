@@ -1,6 +1,7 @@
 //! Against Debian's docker-registry: push, tags, pins, rollback, TLS, accounts, tokens, another tool.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -112,6 +113,28 @@ fn tls_with_an_authority_of_its_own_and_accounts() {
     assert_eq!(error.disposition(), Disposition::User);
     pull_secret(dir.path(), registry.address(), registry.get("LOGIN_NAME"), registry.get("LOGIN_WORD"));
     assert!(store.resolve(&image).is_ok());
+}
+
+#[test]
+fn the_login_with_the_longest_prefix_is_used() {
+    let registry = Registry::start("basic");
+    let dir = tempfile::tempdir().unwrap();
+    let (address, name, word) = (registry.address(), registry.get("LOGIN_NAME"), registry.get("LOGIN_WORD"));
+    let path = dir.path().join("logins");
+    let logins = serde_json::json!({"auths": {address: {"username": name, "password": "wrong"},
+        format!("{address}/team"): {"username": name, "password": word}}});
+    std::fs::write(&path, logins.to_string()).unwrap();
+    let raw = RawOciConfig {
+        insecure: vec![address.to_owned()],
+        pull_secret_files: vec![path],
+        ..config(dir.path())
+    };
+    let push = |image: &str| {
+        let image = reference(&registry.image(image));
+        open(&raw).push(&module(1), &image, &PushOptions::default())
+    };
+    assert!(push("team/redact:1").is_ok());
+    assert!(matches!(push("teams/redact:1"), Err(OciError::Denied { .. })));
 }
 
 /// A token as docker-registry wants it: a JWT, ES256, with the certificate in its header.
@@ -305,6 +328,5 @@ fn images_and_files_are_inspected() {
     assert!(found.interface.imports.contains("wasi:logging/logging@0.1.0-draft"));
     assert!(found.image.is_none());
     assert!(matches!(inspect_file(&path, 10), Err(OciError::TooLarge { .. })));
-    assert_eq!(Subject::from_argument(&image.to_string()), Subject::Image(image));
-    assert_eq!(Subject::from_argument("./x.wasm"), Subject::File("./x.wasm".into()));
+    assert_eq!(Subject::from_path(Path::new(&image.to_string())), Subject::Image(image));
 }

@@ -12,37 +12,14 @@ use coproc::oci::{OciStore, PushOptions, Pushed, RawOciConfig, Subject};
 use coproc::ports::{ModuleError, ModuleStore};
 
 use crate::world::{
-    INDEX, MANIFEST, Registry, Signer, config, descriptor, digest_of, module, open, put_raw, store,
+    INDEX, MANIFEST, Registry, Signer, config, descriptor, digest_of, module, open, put_raw, sign_as_cosign,
+    store,
 };
 
-const SIMPLE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 
-/// Signs a manifest as `cosign sign --key` does, at the tag where it looks.
 fn sign(registry: &Registry, by: &Signer, signed: Digest, at: Digest) {
-    let payload = format!(
-        r#"{{"critical":{{"identity":{{"docker-reference":"{}/team/redact"}},"image":{{"docker-manifest-digest":"{signed}"}},"type":"cosign container image signature"}},"optional":null}}"#,
-        registry.address()
-    );
-    let annotation = format!(
-        r#", "annotations": {{"dev.cosignproject.cosign/signature": "{}"}}}}"#,
-        by.sign(payload.as_bytes())
-    );
-    let layer = descriptor(SIMPLE, payload.as_bytes()).replace('}', &annotation);
-    let image_config = b"{}".as_slice();
-    let manifest = format!(
-        r#"{{"schemaVersion": 2, "mediaType": "{MANIFEST}", "config": {}, "layers": [{layer}]}}"#,
-        descriptor("application/vnd.oci.image.config.v1+json", image_config)
-    );
-    let tag = format!("sha256-{}.sig", at.hex());
-    put_raw(
-        registry.address(),
-        "team/redact",
-        &tag,
-        MANIFEST,
-        &manifest,
-        &[payload.as_bytes(), image_config],
-    );
+    sign_as_cosign(registry.address(), "team/redact", by, signed, at);
 }
 
 /// Attaches a bundle as a referrer; docker-registry 2.8 has no referrers API, so by the tag that stands in for it.
@@ -163,9 +140,15 @@ fn a_signed_module_runs_also_when_the_registry_is_down() {
     let error = restarted.fetch(&resolved.module).unwrap_err();
     assert_eq!(error.disposition(), Disposition::Transient, "{error}");
     std::fs::write(&evidence, text).unwrap();
-    // The key of the day decides, not that of yesterday.
-    let rotated = world.demanding(dir.path(), &Signer::new(3));
-    assert!(rotated.fetch(&resolved.module).is_err());
+    // The key of the day decides, not that of yesterday, also in a store that is open.
+    let file = dir.path().join("cosign.pub");
+    std::fs::write(&file, Signer::new(3).pem()).unwrap();
+    assert!(restarted.fetch(&resolved.module).is_err());
+    // While keys are exchanged the file has both.
+    std::fs::write(&file, format!("{}{}", Signer::new(3).pem(), key.pem())).unwrap();
+    assert_eq!(restarted.fetch(&resolved.module).unwrap(), module(1));
+    std::fs::write(&file, "").unwrap();
+    assert!(restarted.fetch(&resolved.module).unwrap_err().to_string().contains("it is empty"));
 }
 
 #[test]

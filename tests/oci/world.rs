@@ -1,4 +1,5 @@
 //! What the tests share: modules, stores, real registries, keys.
+#![allow(dead_code, reason = "not every test binary that shares this file needs all of it")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -78,6 +79,7 @@ pub fn pull_secret(dir: &Path, registry: &str, name: &str, word: &str) -> PathBu
 /// A real registry; it ends with this value.
 pub struct Registry {
     dir: tempfile::TempDir,
+    variant: String,
     variables: BTreeMap<String, String>,
 }
 
@@ -106,11 +108,29 @@ impl Registry {
             .lines()
             .filter_map(|line| line.split_once('='))
             .map(|(name, value)| (name.into(), value.into()));
-        Self { variables: variables.collect(), dir }
+        Self { variables: variables.collect(), dir, variant: variant.to_owned() }
     }
 
     pub fn stop(&self) {
         script("stop", self.dir.path(), "plain", &[]);
+    }
+
+    /// Starts a registry that was stopped, at its address and with its content.
+    pub fn start_again(&self) {
+        let port = self.address().rsplit_once(':').unwrap().1;
+        script("start", self.dir.path(), &self.variant, &[("PORT", port)]);
+    }
+
+    /// Takes a tag away, behind the registry's back: version 2.8 cannot be asked to.
+    pub fn delete_tag(&self, repository: &str, tag: &str) {
+        let at = format!("data/docker/registry/v2/repositories/{repository}/_manifests/tags/{tag}");
+        std::fs::remove_dir_all(self.dir.path().join(at)).unwrap();
+    }
+
+    /// How often it was asked for a path, by its own log.
+    pub fn count(&self, method: &str, path: &str) -> usize {
+        let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap();
+        log.matches(&format!("\"{method} {path} HTTP")).count()
     }
 
     pub fn get(&self, name: &str) -> &str {
@@ -142,8 +162,12 @@ impl Signer {
 
     pub fn public(&self, dir: &Path) -> RawVerification {
         let path = dir.join("cosign.pub");
-        std::fs::write(&path, self.0.verifying_key().to_public_key_pem(LineEnding::LF).unwrap()).unwrap();
+        std::fs::write(&path, self.pem()).unwrap();
         RawVerification { public_key_files: vec![path] }
+    }
+
+    pub fn pem(&self) -> String {
+        self.0.verifying_key().to_public_key_pem(LineEnding::LF).unwrap()
     }
 
     pub fn sign(&self, message: &[u8]) -> String {
@@ -162,8 +186,7 @@ pub fn put_raw(
     blobs: &[&[u8]],
 ) {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
+    let put = async {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let base = format!("http://{address}/v2/{repository}");
         for blob in blobs {
@@ -183,9 +206,34 @@ pub fn put_raw(
         let done = request.body(manifest.to_owned()).send().await.unwrap();
         let status = done.status();
         assert!(status.is_success(), "{status}: {}", done.text().await.unwrap());
+    };
+    // On a thread of its own: the caller may be within a runtime.
+    std::thread::scope(|scope| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        scope.spawn(move || runtime.block_on(put)).join().unwrap();
     });
 }
 
 pub fn descriptor(media_type: &str, bytes: &[u8]) -> String {
     format!(r#"{{"mediaType": "{media_type}", "digest": "{}", "size": {}}}"#, digest_of(bytes), bytes.len())
+}
+
+/// Signs a manifest as `cosign sign --key` does in its original form, at the tag of the manifest `at`.
+pub fn sign_as_cosign(address: &str, repository: &str, by: &Signer, signed: Digest, at: Digest) {
+    let payload = format!(
+        r#"{{"critical":{{"identity":{{"docker-reference":"{address}/{repository}"}},"image":{{"docker-manifest-digest":"{signed}"}},"type":"cosign container image signature"}},"optional":null}}"#
+    );
+    let annotation = format!(
+        r#", "annotations": {{"dev.cosignproject.cosign/signature": "{}"}}}}"#,
+        by.sign(payload.as_bytes())
+    );
+    let simple = "application/vnd.dev.cosign.simplesigning.v1+json";
+    let layer = descriptor(simple, payload.as_bytes()).replace('}', &annotation);
+    let image_config = b"{}".as_slice();
+    let manifest = format!(
+        r#"{{"schemaVersion": 2, "mediaType": "{MANIFEST}", "config": {}, "layers": [{layer}]}}"#,
+        descriptor("application/vnd.oci.image.config.v1+json", image_config)
+    );
+    let tag = format!("sha256-{}.sig", at.hex());
+    put_raw(address, repository, &tag, MANIFEST, &manifest, &[payload.as_bytes(), image_config]);
 }

@@ -11,7 +11,7 @@ use coproc::core::disposition::Disposition;
 use coproc::core::names::Installation;
 use coproc::core::status::{DeploymentStatus, NodeStatus, PartitionStatus, State, UpDown};
 use coproc::operator::context::World;
-use coproc::operator::validate::Resolved;
+use coproc::operator::validate::{Resolved, Verified};
 use coproc::operator::world::{Modules, Registry, ResolveError};
 use coproc::operator::{Error, Options, Scope};
 use coproc::telemetry::clock::SystemClock;
@@ -137,7 +137,7 @@ impl Modules for Images {
         if is_nonsense { Err("insecure: that is no host".into()) } else { Ok(()) }
     }
 
-    fn resolve(&self, image: &str, _: &Registry) -> Result<Resolved, ResolveError> {
+    fn resolve(&self, image: &str, registry: &Registry) -> Result<Resolved, ResolveError> {
         let error = |reason, disposition| {
             let message = format!("image {image} cannot be had: push it, or name another");
             Err(ResolveError { reason, message, disposition })
@@ -153,7 +153,8 @@ impl Modules for Images {
             std::thread::sleep(Duration::from_millis(50));
         }
         let digest = digest(image);
-        Ok(Resolved { image: image.to_owned(), pinned: format!("{image}@{digest}"), digest })
+        let verified = registry.policy().map(|policy| Verified { key: "test".into(), policy });
+        Ok(Resolved { image: image.to_owned(), pinned: format!("{image}@{digest}"), digest, verified })
     }
 }
 
@@ -318,6 +319,7 @@ impl Fixture {
             reason: None,
             generation,
             digest: None,
+            digests: Vec::new(),
             delivery: None,
             partitions: (0..partitions).map(at).collect(),
             last_error: None,

@@ -16,7 +16,7 @@ use crate::core::disposition::Disposition;
 use crate::core::units::{ByteSize, Span};
 use crate::oci::config::{RawMirrors, RawVerification};
 use crate::oci::{OciConfig, OciError, OciStore, RawOciConfig, Reference};
-use crate::operator::validate::Resolved;
+use crate::operator::validate::{Resolved, Verified};
 use crate::operator::world::{Modules, Registry, ResolveError};
 use crate::ports::Clock;
 
@@ -54,7 +54,8 @@ impl Images {
             texts.map(|text| self.files.file(text)).collect()
         };
         let mirrors = registry.mirrors.iter();
-        let key = registry.public_key.as_deref().map(|key| self.files.file(key)).transpose()?;
+        let keys = registry.public_keys.as_ref();
+        let keys = keys.map(|keys| self.files.named(&keys.pem, &keys.name)).transpose()?;
         Ok(RawOciConfig {
             cache_dir: self.cache_dir.clone(),
             cache_max_bytes: ByteSize(CACHE_BYTES),
@@ -67,7 +68,7 @@ impl Images {
             redirect_hosts: registry.redirect_hosts.clone(),
             private_hosts: registry.private_hosts.clone(),
             pull_secret_files: files(&mut registry.auth.iter().map(|auth| auth.0.as_str()))?,
-            verification: key.map(|key| RawVerification { public_key_files: vec![key] }),
+            verification: keys.map(|file| RawVerification { public_key_files: vec![file] }),
             // The reconciliation comes back by itself: waiting here only holds up others.
             manifest_timeout: Span::from_ms(15_000),
             module_timeout: Span::from_ms(60_000),
@@ -108,9 +109,11 @@ impl Images {
             }
             _ => drop(silent.remove(&host)),
         }
-        let module = found?.module;
-        let pinned = module.image.unwrap_or_else(|| image.to_owned());
-        Ok(Resolved { image: image.to_owned(), pinned, digest: module.digest })
+        let found = found?;
+        let pinned = found.module.image.unwrap_or_else(|| image.to_owned());
+        let verified = found.verified_by.zip(registry.policy());
+        let verified = verified.map(|(key, policy)| Verified { key, policy });
+        Ok(Resolved { image: image.to_owned(), pinned, digest: found.module.digest, verified })
     }
 }
 
@@ -135,7 +138,9 @@ fn failure(error: &OciError) -> ResolveError {
         OciError::NotFound { .. } => "ImageNotFound",
         OciError::Denied { .. } => "ImageAccessDenied",
         OciError::RefuseHost { .. } | OciError::RefuseAddress { .. } => "RegistryNotAllowed",
-        OciError::ReadConfig { .. } | OciError::ReadFile { .. } => "InvalidRegistryConfig",
+        OciError::ReadConfig { .. } | OciError::ReadFile { .. } | OciError::NoAuthorities { .. } => {
+            "InvalidRegistryConfig"
+        }
         OciError::NotAModule { .. } | OciError::NotWasm { .. } => "NotAModule",
         OciError::TooLarge { .. } => "ModuleTooLarge",
         OciError::Unverified { .. } => "SignatureInvalid",

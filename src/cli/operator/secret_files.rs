@@ -28,7 +28,17 @@ impl SecretFiles {
 
     /// The file with this text.
     pub fn file(&self, text: &str) -> io::Result<PathBuf> {
-        let path = self.directory.join(hex::encode(Sha256::digest(text)));
+        self.write(self.directory.join(hex::encode(Sha256::digest(text))), text)
+    }
+
+    /// The file with this text, under a name that clients show to people. The name is a plain one, without slashes.
+    pub fn named(&self, text: &str, name: &str) -> io::Result<PathBuf> {
+        let directory = self.directory.join(format!("{}.d", hex::encode(Sha256::digest(text))));
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        self.write(directory.join(name), text)
+    }
+
+    fn write(&self, path: PathBuf, text: &str) -> io::Result<PathBuf> {
         if path.exists() {
             return Ok(path);
         }
@@ -55,6 +65,7 @@ mod tests {
         assert_eq!(files.file("hunter2").unwrap(), path);
         assert_eq!(fs::read_to_string(&path).unwrap(), "hunter2");
         assert!(!path.to_string_lossy().contains("hunter2"));
+        assert!(files.named("a key", "cosign.pub").unwrap().ends_with("cosign.pub"));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
         SecretFiles::below(parent.path()).unwrap();

@@ -120,6 +120,18 @@ fn the_encoding_is_the_one_of_the_specification() {
 }
 
 #[test]
+fn a_file_may_have_several_keys() {
+    let pem = |seed: u8| key(seed).0.verifying_key().to_public_key_pem(LineEnding::LF).unwrap();
+    let keys = PublicKey::all_from_pem("x", &format!("\n{}\n{}\n", pem(1), pem(2))).unwrap();
+    let labels: Vec<_> = keys.iter().map(PublicKey::label).collect();
+    assert_eq!(labels.len(), 2);
+    assert_ne!(labels[0], labels[1]);
+    for bad in [String::new(), " \n".into(), format!("{}rest", pem(1)), format!("{}{REAL_KEY}x", pem(1))] {
+        assert!(PublicKey::all_from_pem("x", &bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn other_keys_are_refused() {
     for pem in
         ["", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "-----BEGIN PRIVATE KEY-----"]

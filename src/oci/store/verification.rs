@@ -74,14 +74,14 @@ impl OciStore {
 
     /// How an image stands with the policy, for people. Only failures to reach the registry are errors.
     pub(in crate::oci) fn verification(&self, artifact: &Artifact) -> Result<Verification, OciError> {
-        let Policy::AnyOf(keys) = &self.config.policy else {
+        let Policy::AnyOf(keys) = self.config.policy()? else {
             let mut found = 0;
             for &manifest in &artifact.chain {
                 found += self.signatures_of(&artifact.pinned, manifest)?.len();
             }
             return Ok(Verification::NotRequired { found });
         };
-        match self.check_signatures(artifact, keys) {
+        match self.check_signatures(artifact, &keys) {
             Ok(key) => Ok(Verification::Verified { key, manifest: artifact.chain[0] }),
             Err(OciError::Unverified { reason, .. }) => Ok(Verification::Rejected { reason }),
             Err(error) => Err(error),

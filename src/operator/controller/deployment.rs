@@ -8,23 +8,23 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use serde_json::json;
 
+use super::modules;
 use super::{Error, finish, write_status};
 use crate::control::desired::Desired;
 use crate::core::deployment::{Deployment, Problem, Source};
-use crate::core::disposition::Disposition;
 use crate::core::names::NodeId;
 use crate::core::names::{Identity, TopicName};
 use crate::operator::bridge::{self, PoolKey};
 use crate::operator::conditions::{READY, STALLED, Verdict};
 use crate::operator::context::{Context, identity, object_key};
 use crate::operator::crd::{DeploymentResourceStatus, RuntimePool};
-use crate::operator::dereference;
 use crate::operator::draft::{DeploymentKind, Draft};
 use crate::operator::lifecycle::{FINALIZER, Step, step};
 use crate::operator::link::{Health, Link};
 use crate::operator::observe::{BY_HAND, OnNode};
+use crate::operator::resolution::Modules;
 use crate::operator::status::{About, Progress, Writing, coalesce, compute};
-use crate::operator::validate::{self, Resolved, Valid};
+use crate::operator::validate::{self, Valid};
 
 /// A resource that cannot go on by itself is looked at again this often: an image may appear in its registry.
 const STALLED_AGAIN: Duration = Duration::from_mins(5);
@@ -159,7 +159,7 @@ async fn advance<K: DeploymentKind>(subject: &Subject<'_, K>, context: &Context)
     if let Some(problem) = conflict(subject, &link, &valid) {
         return Ok(Progress::Invalid(vec![problem]));
     }
-    let modules = match resolve(subject, context, &pool, &valid).await? {
+    let modules = match modules::resolve(subject, context, &pool, &valid).await? {
         Ok(modules) => modules,
         Err(progress) => return Ok(progress),
     };
@@ -217,66 +217,14 @@ fn chooses_group(deployment: &Deployment) -> bool {
     matches!(&deployment.source, Source::Kafka { kafka } if kafka.consumer_group.is_some())
 }
 
-/// The digests of the resource's images: what was resolved once is not asked again.
-async fn resolve<K: DeploymentKind>(
-    subject: &Subject<'_, K>,
-    context: &Context,
-    pool: &RuntimePool,
-    valid: &Valid,
-) -> Result<Result<Vec<Resolved>, Progress>, Error> {
-    let mut known = context.resolved(&subject.identity);
-    known.extend(recorded(subject.object.status()));
-    let mut modules = Vec::new();
-    let mut registry = None;
-    for image in valid.images() {
-        if let Some(found) = known.iter().find(|known| known.image == *image) {
-            modules.push(found.clone());
-            continue;
-        }
-        if registry.is_none() {
-            let secrets =
-                dereference::secrets(&context.client, subject.pool.namespace.as_str(), &pool.spec).await?;
-            registry = Some(dereference::registry(&pool.spec, &secrets)?);
-        }
-        let (turns, modules_of) = (&context.registry_calls, &context.world.modules);
-        let with = registry.clone().unwrap_or_default();
-        match context.questions.ask(turns, modules_of, image, with).await? {
-            Ok(found) => modules.push(found),
-            Err(error) => {
-                return Ok(Err(Progress::Waiting {
-                    reason: error.reason.into(),
-                    is_final: error.disposition == Disposition::User,
-                    message: error.message,
-                    is_resolved: false,
-                }));
-            }
-        }
-    }
-    context.remember_resolved(&subject.identity, modules.clone());
-    Ok(Ok(modules))
-}
-
-/// What the status says of earlier resolutions: an operator that starts asks no registry for what runs.
-fn recorded(status: Option<&DeploymentResourceStatus>) -> Vec<Resolved> {
-    let all = status.into_iter().flat_map(|status| status.module.iter().chain(&status.modules));
-    all.filter_map(|module| {
-        Some(Resolved {
-            image: module.image.clone(),
-            pinned: module.pinned_image.clone(),
-            digest: module.digest.parse().ok()?,
-        })
-    })
-    .collect()
-}
-
 async fn deploy<K: DeploymentKind>(
     subject: &Subject<'_, K>,
     context: &Context,
     link: &Arc<Link>,
     valid: &Valid,
-    modules: Vec<Resolved>,
+    modules: Modules,
 ) -> Result<Progress, Error> {
-    let deployment = valid.resolve(&modules);
+    let deployment = valid.resolve(&modules.resolved);
     let (pool, identity) = (&subject.pool.name, &subject.identity);
     if let Some(record) = link.desired(|state| bridge::put(state, pool, identity, &deployment)) {
         context.metrics.control_writes.with_label_values(&[&subject.pool.owner()]).inc();
@@ -298,7 +246,13 @@ async fn deploy<K: DeploymentKind>(
     let (nodes, fresh_nodes): (Vec<OnNode>, usize) = link.observed(|observer, now| {
         (observer.view(identity, now, is_ours), observer.fresh_nodes(now, is_ours).len())
     });
-    Ok(Progress::Deployed { deployment: Box::new(deployment), modules, nodes, fresh_nodes, partitions })
+    Ok(Progress::Deployed {
+        deployment: Box::new(deployment),
+        modules: Box::new(modules),
+        nodes,
+        fresh_nodes,
+        partitions,
+    })
 }
 
 /// The pool's block of node ids.
@@ -317,8 +271,7 @@ async fn report<K: DeploymentKind>(
     context: &Context,
     progress: &Progress,
 ) -> Result<Action, Error> {
-    let none = DeploymentResourceStatus::default();
-    let before = subject.object.status().unwrap_or(&none);
+    let before = &context.status_of(subject.object, subject.object.status());
     let base = context.pool(&subject.pool).and_then(|pool| node_id_base(&pool));
     let about = About {
         generation: subject.object.meta().generation.unwrap_or_default(),
@@ -343,7 +296,16 @@ async fn report<K: DeploymentKind>(
         Verdict::Progressing { .. } => Some(WAITING_AGAIN),
         Verdict::Stalled { .. } => Some(STALLED_AGAIN),
     };
-    Ok(again.into_iter().chain(idle).min().map_or_else(Action::await_change, Action::requeue))
+    let tag_is_due = match progress {
+        Progress::Deployed { modules, .. } => modules.again,
+        _ => None,
+    };
+    Ok(again
+        .into_iter()
+        .chain(idle)
+        .chain(tag_is_due)
+        .min()
+        .map_or_else(Action::await_change, Action::requeue))
 }
 
 /// An Event when the resource became ready or stalled, for those who watch people's view of the cluster.

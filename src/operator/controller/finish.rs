@@ -164,8 +164,7 @@ async fn wait<K: DeploymentKind>(
     message: &str,
     again: Duration,
 ) -> Result<Action, Error> {
-    let none = DeploymentResourceStatus::default();
-    let before = subject.object.status().unwrap_or(&none);
+    let before = context.status_of(subject.object, subject.object.status());
     let generation = subject.object.meta().generation.unwrap_or_default();
     let mut conditions = Conditions::new(&before.conditions, generation, context.world.clock.wall_ms());
     conditions.verdict(&Verdict::progressing(reason, message));
@@ -175,7 +174,7 @@ async fn wait<K: DeploymentKind>(
         conditions: conditions.build(),
         ..before.clone()
     };
-    if status != *before {
+    if status != before {
         write_status(context, subject.object, &status).await?;
     }
     Ok(Action::requeue(again))

@@ -41,7 +41,7 @@ const LOOK_AT_CLAIM: Duration = Duration::from_millis(200);
 enum Progress {
     Invalid(Vec<Problem>),
     Waiting { verdict: Verdict, again: Duration },
-    Applied { set: Box<StatefulSet>, base: u32 },
+    Applied { set: Box<StatefulSet>, base: u32, policy: Option<String> },
 }
 
 /// Reconciles one pool.
@@ -76,7 +76,7 @@ async fn run(pool: &RuntimePool, context: &Context) -> Result<Action, Error> {
             again = again.min(LOOK_AGAIN);
         }
         let mut keys = leftovers(&key, context, &link);
-        if let Progress::Applied { set, base } = &progress {
+        if let Progress::Applied { set, base, .. } = &progress {
             keys.extend(of_gone_nodes(set, *base, &link));
         }
         forget(keys, &link).await?;
@@ -102,13 +102,13 @@ async fn advance(pool: &RuntimePool, key: &PoolKey, context: &Context) -> Result
         let registry = dereference::registry(&pool.spec, &secrets)?;
         Ok((dereference::connection(&pool.spec, &secrets)?, registry))
     });
-    let link = match reached {
+    let (link, policy) = match reached {
         Ok((connection, registry)) => {
             let problems = clients(context, &connection, &registry);
             if !problems.is_empty() {
                 return Ok(Progress::Invalid(problems));
             }
-            context.ensure_link(key, connection)?
+            (context.ensure_link(key, connection)?, registry.policy())
         }
         Err(error @ dereference::Error::Missing { .. }) => {
             // What runs goes on; a Secret that comes back is found by looking again.
@@ -122,7 +122,7 @@ async fn advance(pool: &RuntimePool, key: &PoolKey, context: &Context) -> Result
         Err(progress) => return Ok(progress),
     };
     match Box::pin(apply_objects(pool, key, context, base)).await {
-        Ok(set) => Ok(Progress::Applied { set: Box::new(set), base }),
+        Ok(set) => Ok(Progress::Applied { set: Box::new(set), base, policy }),
         Err(crate::operator::apply::Error::Api { source, .. }) if is_users(&source) => {
             let verdict = Verdict::stalled("ObjectRefused", brief(&source));
             Ok(Progress::Waiting { verdict, again: LOOK_AGAIN })
@@ -368,7 +368,7 @@ async fn report(
     context: &Context,
     progress: &Progress,
 ) -> Result<Duration, Error> {
-    let before = pool.status.clone().unwrap_or_default();
+    let before = context.status_of(pool, pool.status.as_ref());
     let verdict = verdict(pool, progress);
     let status = status(pool, key, context, progress, &verdict);
     if status != before {
@@ -394,7 +394,7 @@ fn status(
     progress: &Progress,
     verdict: &Verdict,
 ) -> RuntimePoolStatus {
-    let before = pool.status.clone().unwrap_or_default();
+    let before = context.status_of(pool, pool.status.as_ref());
     let generation = pool.metadata.generation.unwrap_or_default();
     let mut conditions = Conditions::new(&before.conditions, generation, context.world.clock.wall_ms());
     conditions.verdict(verdict);
@@ -411,13 +411,14 @@ fn status(
         selector: build::selector(&key.name),
         ..before
     };
-    if let Progress::Applied { set, base } = progress {
+    if let Progress::Applied { set, base, policy } = progress {
         let pods = set.status.clone().unwrap_or_default();
         status.replicas = pods.replicas;
         status.ready_replicas = pods.ready_replicas.unwrap_or_default();
         status.nodes = format!("{}/{}", status.ready_replicas, pool.spec.replicas);
         status.node_id_base = Some(*base);
         status.image = image_of(set);
+        status.verification_policy.clone_from(policy);
     }
     status
 }

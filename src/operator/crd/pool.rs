@@ -193,7 +193,7 @@ pub struct RegistrySpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VerificationSpec {
-    /// A public key of cosign, PEM.
+    /// Public keys of cosign (ECDSA P-256), PEM, one after the other: a signature by any of them is enough.
     pub public_key_secret: SecretKey,
 }
 
@@ -423,4 +423,7 @@ pub struct RuntimePoolStatus {
     /// Image of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Names the keys that modules have to be signed with; with others, signatures are checked again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification_policy: Option<String>,
 }

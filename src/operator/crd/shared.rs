@@ -67,10 +67,40 @@ pub fn one() -> u16 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ModuleSpec {
-    /// An OCI image that holds the module: `registry/repository:tag`, or `@sha256:…`. A tag is resolved once for
-    /// each change of this field.
+    /// An OCI image that holds the module: `registry/repository:tag`, or `@sha256:…`. What it leads to is in the
+    /// status; nodes fetch by digest only.
     #[schemars(length(min = 1, max = 512), regex(pattern = r"^[a-zA-Z0-9][a-zA-Z0-9._:/@-]*$"))]
     pub image: String,
+    /// When the tag is looked up.
+    #[serde(default)]
+    pub resolve: ResolveSpec,
+}
+
+/// When a tag is looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum ResolvePolicy {
+    /// Once for each change of `image`: a tag that is moved changes nothing.
+    #[default]
+    OnChange,
+    /// Again after each `interval`: the module that a moved tag leads to is swapped in.
+    Interval,
+}
+
+/// When a tag is looked up.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = ("(self.policy == 'Interval') == has(self.interval)",
+        "interval belongs to policy Interval, and only to it"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolveSpec {
+    /// When.
+    #[serde(default)]
+    pub policy: ResolvePolicy,
+    /// For `Interval`: how often, 10s to 30d.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "span")]
+    pub interval: Option<String>,
 }
 
 /// Where a partition starts that was never read before.

@@ -45,6 +45,19 @@ pub struct ModuleStatus {
     /// Its first twelve digits.
     #[serde(default)]
     pub short_digest: String,
+    /// Its signature, where the pool demands one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<VerificationStatus>,
+}
+
+/// A signature that was found good.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VerificationStatus {
+    /// The key that vouches for the module: its name, and the start of its fingerprint.
+    pub key: String,
+    /// Names the pool's keys at that time: with others it is checked again.
+    pub policy: String,
 }
 
 /// What a resource does on a node.
@@ -123,7 +136,7 @@ pub struct DeploymentResourceStatus {
     /// One word for people.
     #[serde(default)]
     pub phase: Phase,
-    /// `Ready`, `Reconciling`, `Stalled`, `ModuleResolved`, `Deployed`, `Paused`.
+    /// `Ready`, `Reconciling`, `Stalled`, `ModuleResolved`, `SignatureVerified`, `Deployed`, `Paused`.
     #[serde(default)]
     pub conditions: Vec<Condition>,
     /// The first step's code.

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use super::*;
+use crate::core::digest::Digest;
 use crate::core::names::NodeId;
 use crate::core::status::{DeploymentStatus, LastError, PartitionStatus};
 use crate::operator::conditions::READY;
 use crate::operator::crd::status::{MAX_NODES, NodeState};
+use crate::operator::resolution::Failure;
+use crate::operator::validate::Verified;
 
 fn deployment(paused: bool) -> Deployment {
     let json = serde_json::json!({"schema": "1.0", "generation": 4, "owner": "kubernetes", "paused": paused,
@@ -35,6 +38,7 @@ fn on_node(node: u32, state: State, generation: u64, partitions: &[(u32, u64)]) 
             reason: None,
             generation,
             digest: None,
+            digests: Vec::new(),
             delivery: None,
             partitions: partitions.iter().map(at).collect(),
             last_error: None,
@@ -58,7 +62,7 @@ fn complaining(mut node: OnNode, reason: &str) -> OnNode {
 fn deployed(paused: bool, nodes: Vec<OnNode>, count: Option<u32>) -> Progress {
     Progress::Deployed {
         deployment: Box::new(deployment(paused)),
-        modules: Vec::new(),
+        modules: Box::default(),
         fresh_nodes: nodes.iter().filter(|node| node.is_fresh).count(),
         nodes,
         partitions: HashMap::from([("in".parse().unwrap(), count)]),
@@ -154,6 +158,78 @@ fn the_truth_table() {
         let ready = status.conditions.iter().find(|condition| condition.type_ == READY).unwrap();
         assert_eq!((ready.reason.as_str(), kstatus(&status)), (reason, waits_as), "{progress:?}");
     }
+}
+
+/// A tag that moved changes the modules of a generation: who runs the ones from before is not up to date.
+#[test]
+fn readiness_goes_by_modules_too() {
+    let digest = |byte| Digest::from_bytes([byte; 32]);
+    let at = |first: Option<Digest>, all: Vec<Digest>, steps: usize| {
+        let mut node = on_node(1000, State::Running, 4, &[(0, 0)]);
+        (node.status.digest, node.status.digests) = (first, all);
+        let mut deployment = deployment(false);
+        deployment.steps = vec![deployment.steps[0].clone(); steps];
+        verdict(&Progress::Deployed {
+            deployment: Box::new(deployment),
+            modules: Box::default(),
+            fresh_nodes: 1,
+            nodes: vec![node],
+            partitions: HashMap::from([("in".parse().unwrap(), Some(1))]),
+        })
+        .reason()
+        .to_owned()
+    };
+    assert_eq!(at(Some(digest(0)), vec![], 1), "Running");
+    assert_eq!(at(Some(digest(1)), vec![], 1), "RollingOut");
+    assert_eq!(at(None, vec![], 1), "Running", "it does not say");
+    assert_eq!(at(Some(digest(0)), vec![digest(0), digest(0)], 2), "Running");
+    assert_eq!(at(Some(digest(0)), vec![digest(0), digest(1)], 2), "RollingOut");
+    assert_eq!(at(Some(digest(0)), vec![], 2), "Running", "an earlier version names the first one only");
+}
+
+#[test]
+fn a_tag_that_leads_nowhere_is_told_and_changes_nothing() {
+    let node = on_node(1000, State::Running, 4, &[(0, 0)]);
+    let mut progress = deployed(false, vec![node], Some(1));
+    let Progress::Deployed { modules, .. } = &mut progress else { return };
+    modules.failure = Some(Failure { reason: "ImageNotFound".into(), message: "there is none".into() });
+    let status = computed(&progress, &DeploymentResourceStatus::default());
+    let of = |kind: &str| status.conditions.iter().find(|at| at.type_ == kind).unwrap();
+    let resolved = of(MODULE_RESOLVED);
+    assert_eq!((resolved.status.as_str(), resolved.reason.as_str()), ("False", "ImageNotFound"));
+    assert_eq!((of(READY).status.as_str(), kstatus(&status)), ("True", "Current"));
+}
+
+#[test]
+fn who_vouches_for_the_modules_is_told() {
+    let module = |key: Option<&str>| Resolved {
+        image: "r/m:1".into(),
+        pinned: "r/m:1@sha256:0".into(),
+        digest: Digest::from_bytes([0; 32]),
+        verified: key.map(|key| Verified { key: key.into(), policy: "p".into() }),
+    };
+    let at = |keys: &[Option<&str>]| {
+        let mut progress = deployed(false, Vec::new(), Some(1));
+        if let Progress::Deployed { modules, .. } = &mut progress {
+            modules.resolved = keys.iter().copied().map(module).collect();
+        }
+        let status = computed(&progress, &DeploymentResourceStatus::default());
+        let found = status.conditions.iter().find(|at| at.type_ == SIGNATURE_VERIFIED);
+        (found.map(|at| at.message.clone()), status.module.unwrap().verification.map(|by| by.key))
+    };
+    assert_eq!(at(&[None]), (None, None));
+    assert_eq!(at(&[Some("a")]), (Some("signed by a".into()), Some("a".into())));
+    assert_eq!(at(&[Some("b"), Some("a")]), (Some("signed by a, b".into()), Some("b".into())));
+    assert_eq!(at(&[Some("a"), None]).0, None, "one that nobody vouches for");
+    let refused = Progress::Waiting {
+        reason: "SignatureInvalid".into(),
+        message: "no".into(),
+        is_final: true,
+        is_resolved: false,
+    };
+    let status = computed(&refused, &DeploymentResourceStatus::default());
+    let found = status.conditions.iter().find(|at| at.type_ == SIGNATURE_VERIFIED).unwrap();
+    assert_eq!((found.status.as_str(), kstatus(&status)), ("False", "Failed"));
 }
 
 #[test]

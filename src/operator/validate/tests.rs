@@ -36,17 +36,36 @@ fn found(change: &Value, topics: &TopicsSpec) -> Vec<(&'static str, String)> {
 fn a_plain_coprocessor_becomes_a_deployment() {
     let valid =
         deployment(Kind::Coprocessor, 3, &coprocessor(&json!({})).draft(), &TopicsSpec::default()).unwrap();
-    assert_eq!(valid.images(), ["r/m:1"]);
+    assert_eq!(valid.wanted(), [Wanted { image: "r/m:1".into(), every: None }]);
     let module = Resolved {
         image: "r/m:1".into(),
         pinned: "r/m@sha256:1".into(),
         digest: Digest::from_bytes([7; 32]),
+        verified: None,
     };
     let deployment = valid.resolve(&[module]);
     assert_eq!((deployment.generation, deployment.owner), (3, Owner::Kubernetes));
     assert_eq!(deployment.steps[0].module.image.as_deref(), Some("r/m@sha256:1"));
     assert_eq!(deployment.policies, Policies::default());
     assert_eq!(deployment.problems(), []);
+}
+
+fn every(interval: &str) -> Value {
+    json!({"module": {"resolve": {"policy": "Interval", "interval": interval}}})
+}
+
+#[test]
+fn a_tag_is_looked_up_again_and_a_digest_is_not() {
+    let wanted = |change: &Value| {
+        let draft = coprocessor(change).draft();
+        deployment(Kind::Coprocessor, 3, &draft, &TopicsSpec::default()).unwrap().wanted()[0].every
+    };
+    let minute = Duration::from_mins(1);
+    assert_eq!(wanted(&json!({})), None);
+    assert_eq!(wanted(&every("1m")), Some(minute));
+    let mut pinned = every("1m");
+    merge(&mut pinned, &json!({"module": {"image": "r/m@sha256:1"}}));
+    assert_eq!(wanted(&pinned), None);
 }
 
 #[test]
@@ -59,6 +78,8 @@ fn each_mistake_has_a_reason_and_a_field() {
         (json!({"limits": {"memory": "99999999999999999Gi"}}), "InvalidSpec", "spec.limits.memory"),
         (json!({"env": {"REDPANDA_X": "1"}}), "InvalidEnv", "spec.env.REDPANDA_X"),
         (json!({"batch": {"commitInterval": "10m"}}), "InvalidSpec", "spec.batch.commitInterval"),
+        (every("5s"), "InvalidSpec", "spec.module.resolve.interval"),
+        (every("31d"), "InvalidSpec", "spec.module.resolve.interval"),
         (
             json!({"startOffset": {"type": "Timestamp", "timestamp": "yesterday"}}),
             "InvalidSpec",

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::control::desired::Desired;
+use crate::core::deployment::Deployment;
+use crate::core::digest::Digest;
 use crate::core::ledger::TopicPartition;
 use crate::core::status::{DeploymentStatus, PartitionStatus, State};
 use crate::node::lane::report::{LaneReport, PartitionReport};
@@ -51,12 +53,18 @@ impl Entry {
             reason,
             generation: self.generation(),
             digest: described.and_then(|found| found.steps.first()).map(|step| step.module.digest),
+            digests: described.map(digests).unwrap_or_default(),
             delivery: reports.iter().find_map(|report| report.delivery).map(str::to_owned),
             partitions,
             last_error,
             truncated: false,
         }
     }
+}
+
+fn digests(deployment: &Deployment) -> Vec<Digest> {
+    let all: Vec<_> = deployment.steps.iter().map(|step| step.module.digest).collect();
+    if all.len() > 1 { all } else { Vec::new() }
 }
 
 /// The partitions of all lanes. One that moved between lanes that end stands where it got furthest.
