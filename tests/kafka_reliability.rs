@@ -71,8 +71,8 @@ fn takeover() -> Duration {
 }
 
 /// Brokers that restart do not answer for a while.
-fn patiently<T>(mut ask: impl FnMut() -> Option<T>) -> T {
-    support::wait_for("the brokers", || ask())
+fn patiently<T>(ask: impl FnMut() -> Option<T>) -> T {
+    support::wait_for("the brokers", ask)
 }
 
 /// Sends again what the brokers did not take: it may be in the topic twice then, and what is in there is what counts.
