@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: help demo cluster-demo test cluster-test outage-test build release fmt lint bench deny docs update clean
+.PHONY: help demo cluster-demo test cluster-test build release fmt lint bench deny docs update clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,10 +22,6 @@ test: ## Install what is missing, then every check and test.
 cluster-test: ## The end-to-end run on a cluster of its own (root; 4 minutes, and 10 more the first time).
 	@scripts/setup.sh
 	$(CARGO) test --features failpoints --test cluster -- --nocapture
-
-outage-test: ## The operator dies at every write, the API server hangs: a known failure now and then, see Cargo.toml.
-	@scripts/setup.sh
-	$(CARGO) test --features failpoints --test operator_outage
 
 build: ## Debug build.
 	$(CARGO) build

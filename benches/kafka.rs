@@ -1,8 +1,10 @@
 //! The way through Kafka and back, on one broker and the same data: the plain librdkafka loop, a lane's session alone,
 //! a node with a wasm identity in one lane, and Kafka Streams doing the same.
 //!
-//! `cargo bench --features kafka --bench kafka -- [--records N] [--size BYTES] [--rounds N] [--only NAME,..]`, and with
-//! `--latency` what a node adds at 10,000 records/s.
+//! `cargo bench --features kafka --bench kafka -- [--records N] [--size BYTES] [--rounds N] [--only NAME,..]
+//! [--config KEY=VALUE]`, and with `--latency` what a node adds at 10,000 records/s. A first round, in which the broker's
+//! virtual machine compiles its code, is not counted; each figure is a ratio to the plain loop of its own round, and the
+//! end is the medians.
 //!
 //! The plain loop is the limit: raw batch consume, raw produce, idempotent or not, no offsets, no transactions,
 //! no timestamps or headers carried over.
@@ -18,6 +20,8 @@ mod node;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,7 +41,7 @@ use rdkafka::bindings as rd;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use measure::Cost;
+use measure::{Cost, quantile};
 use node::Running;
 
 const PARTITIONS: u32 = 8;
@@ -50,10 +54,19 @@ struct Options {
     rounds: usize,
     only: Option<String>,
     latency: bool,
+    /// librdkafka settings of the node and the session, `KEY=VALUE`.
+    config: BTreeMap<String, String>,
 }
 
 fn options() -> Options {
-    let mut options = Options { records: 4_000_000, size: 100, rounds: 2, only: None, latency: false };
+    let mut options = Options {
+        records: 4_000_000,
+        size: 100,
+        rounds: 3,
+        only: None,
+        latency: false,
+        config: BTreeMap::new(),
+    };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().expect("a value");
@@ -63,6 +76,11 @@ fn options() -> Options {
             "--rounds" => options.rounds = value().parse().unwrap(),
             "--only" => options.only = Some(value()),
             "--latency" => options.latency = true,
+            "--config" => {
+                let setting = value();
+                let (key, value) = setting.split_once('=').expect("KEY=VALUE");
+                options.config.insert(key.to_owned(), value.to_owned());
+            }
             // What cargo adds.
             _ => {}
         }
@@ -75,14 +93,16 @@ fn load(bootstrap: &str, topic: &TopicName, options: &Options) {
         .set("bootstrap.servers", bootstrap)
         .set("queue.buffering.max.messages", "2000000")
         .set("linger.ms", "20")
+        // As Java's producers do, whose records most topics are full of, and as a node and Kafka Streams do on the
+        // way out: what comes from one partition goes to one partition.
+        .set("partitioner", "murmur2")
         .set("delivery.report.only.error", "true")
         .create()
         .unwrap();
     let value = vec![b'x'; options.size.saturating_sub(8)];
     for n in 0..options.records {
         let key = (n as u64).to_be_bytes();
-        let partition = (n / 1000 % PARTITIONS as usize) as i32;
-        let mut record = BaseRecord::to(topic.as_str()).key(&key[..]).payload(&value).partition(partition);
+        let mut record = BaseRecord::to(topic.as_str()).key(&key[..]).payload(&value);
         while let Err((_, again)) = producer.send(record) {
             record = again;
             producer.poll(Duration::from_millis(1));
@@ -248,7 +268,42 @@ fn streams(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, in
     Cost { seconds, cpu, peak_mib }
 }
 
+/// What a run cost, and its ratio to the plain loop of its round.
+type Run = (Cost, Option<f64>);
+
+/// Of all rounds, by name, in the order of the first.
+#[derive(Default)]
+struct Results(Vec<(&'static str, Vec<Run>)>);
+
+impl Results {
+    fn add(&mut self, name: &'static str, cost: Cost, ratio: Option<f64>) {
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, results)) => results.push((cost, ratio)),
+            None => self.0.push((name, vec![(cost, ratio)])),
+        }
+    }
+
+    /// Medians, each column for itself.
+    fn print(&self, records: usize) {
+        println!("medians:");
+        for (name, results) in &self.0 {
+            let of = |figure: &dyn Fn(&Run) -> Option<f64>| {
+                let mut sorted: Vec<f64> = results.iter().filter_map(figure).collect();
+                sorted.sort_by(f64::total_cmp);
+                (!sorted.is_empty()).then(|| quantile(&sorted, 500))
+            };
+            let cost = Cost {
+                seconds: of(&|(cost, _)| Some(cost.seconds)).unwrap_or_default(),
+                cpu: of(&|(cost, _)| Some(cost.cpu)).unwrap_or_default(),
+                peak_mib: of(&|(cost, _)| Some(cost.peak_mib)).unwrap_or_default(),
+            };
+            cost.print(name, records, of(&|(_, ratio)| *ratio));
+        }
+    }
+}
+
 struct Bench {
+    results: RefCell<Results>,
     options: Options,
     bootstrap: String,
     log: Arc<dyn Log>,
@@ -267,7 +322,7 @@ impl Bench {
     fn run(
         &self,
         round: usize,
-        name: &str,
+        name: &'static str,
         limit: Option<f64>,
         copy: impl FnOnce(&TopicName) -> Cost,
     ) -> Option<f64> {
@@ -277,22 +332,28 @@ impl Bench {
         }
         let to = self.topic(&format!("{}-{round}", name.replace(' ', "-")));
         let cost = copy(&to);
-        cost.print(name, self.options.records, limit);
         self.log.topics().delete(&to).unwrap();
-        Some(cost.rate(self.options.records))
+        let rate = cost.rate(self.options.records);
+        let ratio = limit.map(|limit| rate / limit);
+        cost.print(name, self.options.records, ratio);
+        if round > 0 {
+            self.results.borrow_mut().add(name, cost, ratio);
+        }
+        Some(rate)
     }
 
     fn node(&self, to: &TopicName, delivery: Delivery) -> Cost {
         let mut running = None;
         let cost = Cost::of(|| {
             let node = Running::start(&self.log, &self.from, to, delivery, INTERVAL);
-            // From the first commit on, which comes 0.1 s after the first record: making topics, joining the group and
-            // compiling are no matter of throughput.
+            // From the first commit on, which comes 0.1 s after the first record: uploading, making topics, joining the
+            // group and compiling are no matter of throughput.
             let before = node.wait_for(self.options.records);
             running = Some(node);
             before.saturating_sub(INTERVAL)
         });
         if let Some(node) = running {
+            eprintln!("  {}", node.account());
             node.stop();
         }
         cost
@@ -306,7 +367,11 @@ impl Bench {
                 Duration::ZERO
             })
         };
-        for round in 0..self.options.rounds {
+        for round in 0..=self.options.rounds {
+            println!(
+                "{}",
+                if round == 0 { "to warm the broker up:".to_owned() } else { format!("round {round}:") }
+            );
             let copy = |to: &TopicName, idempotent| {
                 whole(&|| plain(&self.bootstrap, &self.from, to, records, idempotent))
             };
@@ -328,8 +393,10 @@ impl Bench {
 fn main() {
     let options = options();
     let (_, bootstrap) = start_broker();
-    let log: Arc<dyn Log> = KafkaLog::connect(KafkaConfig::plain([bootstrap.clone()])).unwrap();
-    let mut bench = Bench { options, bootstrap, log, from: "in".parse().unwrap() };
+    let config = KafkaConfig::plain([bootstrap.clone()]).with_extra(options.config.clone()).unwrap();
+    let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
+    let mut bench =
+        Bench { results: RefCell::default(), options, bootstrap, log, from: "in".parse().unwrap() };
     bench.from = bench.topic("in");
     if bench.options.latency {
         for interval in [INTERVAL, Duration::from_millis(10)] {
@@ -343,4 +410,5 @@ fn main() {
     let Options { records, size, .. } = bench.options;
     println!("{records} records of {size} bytes, {PARTITIONS} partitions, one broker");
     bench.throughput();
+    bench.results.borrow().print(records);
 }

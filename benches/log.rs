@@ -91,6 +91,34 @@ fn by_threads(log: &EmbeddedLog, topic: &TopicName) -> f64 {
     done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64()
 }
 
+/// What the machine has to give callers that block: threads that go to sleep together and are woken together, with
+/// nothing to do in between; wake-ups per second.
+fn bare_wakes() -> f64 {
+    let done = AtomicU64::new(0);
+    let barrier = std::sync::Barrier::new(CALLERS);
+    let start = Instant::now();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..CALLERS {
+            scope.spawn(|| {
+                loop {
+                    if barrier.wait().is_leader() {
+                        done.fetch_add(CALLERS as u64, Ordering::Relaxed);
+                        is_over.store(start.elapsed() >= SPAN, Ordering::Relaxed);
+                    }
+                    // Everybody sees the same: the leader's word is known before the second meeting ends.
+                    barrier.wait();
+                    if is_over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    // Two meetings a round.
+    2.0 * done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64()
+}
+
 /// The same with callers that are called back: one thread drives all of them.
 fn by_callbacks(log: &EmbeddedLog, topic: &TopicName) -> Outcome<f64> {
     let (sender, receiver) = crossbeam_channel::bounded::<Result<(), LogError>>(CALLERS);
@@ -136,6 +164,13 @@ fn single_commits(dir: &Path) -> Outcome<()> {
         let ratio = ours / (disk * CALLERS as f64);
         say(what, ours, "commits/s", &format!("{ratio:.2} of {CALLERS} x the disk's (target 0.5)"));
     };
+    let (_, wakes) = in_turn(dir, 4_096, || Ok(bare_wakes()))?;
+    say(
+        "64 threads that only sleep and are woken together",
+        wakes,
+        "wakes/s",
+        "what callers that block can reach",
+    );
     report("64 threads", in_turn(dir, 4_096, || Ok(by_threads(&log, &topic)))?);
     report("64 callers by callback, one thread", in_turn(dir, 4_096, || by_callbacks(&log, &topic))?);
     Ok(())

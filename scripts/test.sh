@@ -15,3 +15,20 @@ for feature in log wasm connect oci kafka operator; do
 done
 step "tests"
 cargo test --features failpoints
+step "end to end: a cluster, Kafka and a registry of its own"
+if [ -n "${COPROC_NO_CLUSTER:-}" ]; then
+    why="COPROC_NO_CLUSTER is set"
+else
+    why=$(tests/env/cluster can) && why=
+fi
+if [ -z "$why" ]; then
+    cargo test --features failpoints --test cluster -- --nocapture
+else
+    {
+        echo "############################################################################"
+        echo "#  LEFT OUT: the end-to-end run on a real cluster (tests/cluster.rs)."
+        echo "#  Why: $why"
+        echo "#  Everything else has passed. CI must not leave it out."
+        echo "############################################################################"
+    } | tee /dev/stderr
+fi

@@ -18,7 +18,7 @@ mod session;
 mod topics;
 mod writer;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
@@ -28,6 +28,7 @@ pub use self::config::{
     Assignor, BadKafkaConfig, KafkaConfig, Mechanism, RawKafkaConfig, RawSasl, RawTls, Timing, Tls,
 };
 use self::produce::Sender;
+use self::reader::Patience;
 use self::session::{Mode, Session};
 use crate::core::deployment::Delivery;
 use crate::core::names::TopicName;
@@ -40,7 +41,8 @@ use crate::ports::{
 pub struct KafkaLog {
     config: KafkaConfig,
     admin: Admin,
-    capabilities: Capabilities,
+    /// Found out when somebody wants to know.
+    capabilities: OnceLock<Capabilities>,
     /// Made at the first use.
     sender: Mutex<Option<Sender>>,
 }
@@ -48,10 +50,31 @@ pub struct KafkaLog {
 impl KafkaLog {
     /// Connects, and finds out what the cluster can do.
     pub fn connect(config: KafkaConfig) -> Result<Arc<Self>, LogError> {
+        let log = Self::new(config)?;
+        log.probe()?;
+        Ok(log)
+    }
+
+    /// Connects. What the cluster can do is found out when somebody asks: it takes a second, and few commands do.
+    pub fn open(config: KafkaConfig) -> Result<Arc<Self>, LogError> {
+        let log = Self::new(config)?;
+        probe::reach(&log.admin)?;
+        Ok(log)
+    }
+
+    fn new(config: KafkaConfig) -> Result<Arc<Self>, LogError> {
         config.check().map_err(|bad| LogError::BadConfig(bad.to_string()))?;
         let admin = Admin::open(&config)?;
-        let capabilities = probe::run(&config, &admin)?;
-        Ok(Arc::new(Self { config, admin, capabilities, sender: Mutex::new(None) }))
+        Ok(Arc::new(Self { config, admin, capabilities: OnceLock::new(), sender: Mutex::new(None) }))
+    }
+
+    /// What the cluster can do, asked once.
+    fn probe(&self) -> Result<&Capabilities, LogError> {
+        if let Some(known) = self.capabilities.get() {
+            return Ok(known);
+        }
+        let found = probe::run(&self.config, &self.admin)?;
+        Ok(self.capabilities.get_or_init(|| found))
     }
 
     /// An output that must exist, with its configuration where we may read it.
@@ -66,10 +89,13 @@ impl KafkaLog {
 
     /// `Auto` weakens only where the broker said explicitly that it has no transactions.
     fn mode(&self, delivery: Delivery) -> Result<Mode, LogError> {
-        match (delivery, &self.capabilities.no_transactions) {
-            (Delivery::AtLeastOnce, _) | (Delivery::Auto, Some(_)) => Ok(Mode::AtLeastOnce),
-            (Delivery::Auto | Delivery::ExactlyOnce, None) => Ok(Mode::ExactlyOnce),
-            (Delivery::ExactlyOnce, Some(reason)) => Err(LogError::Refused(format!(
+        if delivery == Delivery::AtLeastOnce {
+            return Ok(Mode::AtLeastOnce);
+        }
+        match &self.probe()?.no_transactions {
+            None => Ok(Mode::ExactlyOnce),
+            Some(_) if delivery == Delivery::Auto => Ok(Mode::AtLeastOnce),
+            Some(reason) => Err(LogError::Refused(format!(
                 "exactly-once needs transactions, and this cluster has none ({reason}): choose AtLeastOnce or Auto"
             ))),
         }
@@ -80,7 +106,7 @@ impl Log for KafkaLog {
     fn lane(&self, spec: &LaneSpec) -> Result<Box<dyn LaneSession>, LogError> {
         let mode = self.mode(spec.delivery)?;
         for input in &spec.inputs {
-            topics::partitions_of(self.admin.client(), input, self.config.timing.socket)?;
+            topics::partitions_of(self.admin.clients()?.client(), input, self.config.timing.socket)?;
         }
         let outputs = spec.outputs.iter().map(|name| self.output(name)).collect::<Result<Vec<_>, _>>()?;
         self.admin.check_group(spec)?;
@@ -100,7 +126,8 @@ impl Log for KafkaLog {
     }
 
     fn fenced_writer(&self, topic: &TopicName, id: &str) -> Result<Box<dyn FencedWriter>, LogError> {
-        Ok(Box::new(writer::Writer::open(&self.config, topic, id)?))
+        let has_transactions = self.probe()?.no_transactions.is_none();
+        Ok(Box::new(writer::Writer::open(&self.config, topic, id, has_transactions)?))
     }
 
     fn reader(
@@ -109,7 +136,7 @@ impl Log for KafkaLog {
         partitions: Option<&[u32]>,
         from: ReadFrom,
     ) -> Result<Box<dyn Reader>, LogError> {
-        Ok(Box::new(reader::TopicReader::open(&self.config, topic, partitions, from)?))
+        Ok(Box::new(reader::TopicReader::open(&self.config, topic, partitions, from, Patience::OneLook)?))
     }
 
     fn produce(&self, records: &[Produce]) -> Result<Vec<Produced>, LogError> {
@@ -122,6 +149,11 @@ impl Log for KafkaLog {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.capabilities.clone()
+        let unknown = |error: LogError| Capabilities {
+            description: format!("Kafka at {}, {error}", self.config.bootstrap_servers.join(",")),
+            no_transactions: None,
+            no_compaction: None,
+        };
+        self.probe().cloned().unwrap_or_else(unknown)
     }
 }

@@ -21,6 +21,7 @@ pub mod lifecycle;
 pub mod link;
 pub mod metrics;
 pub mod observe;
+pub mod questions;
 pub mod resolution;
 pub mod status;
 pub mod validate;

@@ -207,6 +207,11 @@ pub trait LaneSession {
     /// Gives up the partitions of the last `Revoking`.
     fn release(&mut self);
 
+    /// Asked after `Assigned`: where the partitions that it names start, as far as the session says.
+    fn starts(&mut self) -> Vec<(TopicPartition, Offset)> {
+        Vec::new()
+    }
+
     /// The offset after the last stable record of each owned partition, as far as known without asking.
     fn end_offsets(&mut self) -> Vec<(TopicPartition, Offset)>;
 }
@@ -494,6 +499,18 @@ pub struct Capabilities {
     pub no_transactions: Option<String>,
     /// Why it cannot compact; `None` when it can.
     pub no_compaction: Option<String>,
+}
+
+impl Capabilities {
+    /// All of it in a line, for the status.
+    pub fn summary(&self) -> String {
+        let ability = |name: &str, missing: &Option<String>| match missing {
+            None => name.to_owned(),
+            Some(why) => format!("no {name} ({why})"),
+        };
+        let transactions = ability("transactions", &self.no_transactions);
+        format!("{}; {transactions}, {}", self.description, ability("compaction", &self.no_compaction))
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@
 #[path = "operator/helm.rs"]
 mod helm;
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 
 use helm::{helm, render, root};
 use serde_json::Value;
@@ -50,6 +52,8 @@ fn snapshots_of_what_values_make() {
         "metrics.serviceMonitor=true",
         "metrics.podMonitor=true",
         "alerts.enabled=true",
+        "alerts.configMap=true",
+        "dashboards.enabled=true",
         "operator.priorityClassName=system-cluster-critical",
         "installation=west",
     ];
@@ -76,6 +80,25 @@ fn a_namespaced_operator_has_no_cluster_role_of_its_own() {
     let text =
         render("shop", &["operator.namespaced=true", "rbac.aggregate=false", "crds.apply=false"]).unwrap();
     assert!(!text.contains("ClusterRole"), "{text}");
+}
+
+/// Prometheus' own tool reads the rules, and says when each fires.
+#[test]
+fn alerts_fire_when_they_should() {
+    let promtool = root().join("tests/env/promtool");
+    for arguments in [["check", "rules", "charts/coproc/alerts.yaml"], ["test", "rules", "tests/alerts.yaml"]]
+    {
+        let output = Command::new(&promtool).args(arguments).current_dir(root()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    }
+    // Each has a case in which it fires.
+    let names = |file: &str, key: &str| -> BTreeSet<String> {
+        let text = std::fs::read_to_string(root().join(file)).unwrap();
+        let named = text.lines().filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix(key));
+        named.map(|name| name.trim().to_owned()).collect()
+    };
+    assert_eq!(names("charts/coproc/alerts.yaml", "alert:"), names("tests/alerts.yaml", "alertname:"));
 }
 
 #[test]

@@ -8,6 +8,8 @@ mod cluster;
 mod lane;
 #[path = "kafka/oracle.rs"]
 mod oracle;
+#[path = "kafka/proxy.rs"]
+mod proxy;
 #[path = "kafka/security.rs"]
 mod security;
 mod support;
@@ -21,12 +23,16 @@ use coproc::core::ledger::TopicPartition;
 use coproc::core::names::{ConsumerGroup, TopicName};
 use coproc::core::partitioner::Partitioner;
 use coproc::core::record::{Batch, Record};
+use coproc::core::status::State;
+use coproc::kafka::{KafkaLog, Timing};
 use coproc::ports::{
     Cleanup, Emit, Event, Extent, FoldEvent, Keyed, Log, LogError, Placement, Produce, ReadFrom, TopicConfig,
 };
 
-use self::cluster::{await_end, fill, fresh, plain, topic};
+use self::cluster::{Cluster, await_end, fill, fresh, plain, topic};
 use self::lane::{Lane, spec};
+use self::proxy::Proxy;
+use self::support::{Rig, identity, numbers};
 
 const LONG: Duration = Duration::from_mins(1);
 
@@ -184,6 +190,50 @@ fn an_offset_out_of_range_is_said_not_skipped() {
             assert_eq!((which, wanted, first, end), (partition, 10, 50, 100));
         }
         other => panic!("{other}"),
+    }
+}
+
+/// A lane that does not poll for too long is out of its group, and a group without members can be deleted.
+#[test]
+fn a_committed_offset_that_somebody_removed_is_said_not_skipped() {
+    let mut config = plain().config();
+    let millis = Duration::from_millis;
+    config.timing = Timing {
+        socket: millis(1_500),
+        transaction: millis(1_700),
+        session: millis(2_500),
+        max_poll: millis(3_000),
+    };
+    let log = KafkaLog::connect(config).unwrap();
+    for by_rewind in [true, false] {
+        let (from, to) = (topic(&*log, "removed", 1), topic(&*log, "removed-out", 1));
+        fill(&*log, &from, 1, 100);
+        let group: ConsumerGroup = fresh("g").parse().unwrap();
+        let mut spec = spec(group.as_str(), &fresh("t"), &from, &to);
+        let mut lane = Lane::open(&*log, &spec).unwrap();
+        lane.run(LONG, |lane| lane.copied == 100 && !lane.at_end.is_empty()).unwrap();
+        let deadline = Instant::now() + LONG;
+        while log.offsets().members(&group).unwrap() > 0 {
+            assert!(Instant::now() < deadline, "the lane stays in its group");
+            std::thread::sleep(millis(100));
+        }
+        log.offsets().delete(&group).unwrap();
+        fill(&*log, &from, 1, 50);
+        if by_rewind {
+            lane.session.rewind().unwrap();
+            let event = lane.session.poll(&mut Batch::default(), Duration::ZERO);
+            assert!(matches!(event, Event::Stuck { .. }), "{event:?}");
+        }
+        // It joins again, and is given its partition anew.
+        let error = lane.run(LONG, |_| false).expect_err("nobody knows where to go on");
+        assert!(error.to_string().contains("the committed offset is gone"), "{error}");
+        assert_eq!(lane.copied, 100, "nothing is done again, nothing is left out");
+        assert!(log.offsets().committed(&group).unwrap().is_empty());
+        // Whoever begins anew begins where the policy says.
+        drop(lane);
+        spec.start = StartOffset::FromStart { records: 120 };
+        let mut lane = Lane::open(&*log, &spec).unwrap();
+        lane.run(LONG, |lane| lane.copied == 30 && !lane.at_end.is_empty()).unwrap();
     }
 }
 
@@ -458,9 +508,42 @@ fn an_open_transaction_holds_readers_back() {
 #[test]
 fn a_cluster_says_what_it_can_do() {
     let capabilities = plain().log().capabilities();
-    assert_eq!((capabilities.no_transactions, capabilities.no_compaction), (None, None));
+    assert_eq!((&capabilities.no_transactions, &capabilities.no_compaction), (&None, &None));
+    let says = "1 broker that speaks the protocol of Kafka 4.1";
+    assert!(capabilities.description.ends_with(says), "{}", capabilities.description);
+    // Found out later, when somebody asks, it is the same.
+    assert_eq!(KafkaLog::open(plain().config()).unwrap().capabilities(), capabilities);
     let mut nobody = plain().config();
     nobody.bootstrap_servers = vec!["127.0.0.1:1".to_owned()];
-    let error = coproc::kafka::KafkaLog::connect(nobody).err().unwrap();
+    let error = KafkaLog::connect(nobody).err().unwrap();
     assert_eq!(error.disposition(), Disposition::Transient, "{error}");
+}
+
+/// A proxy hides that the broker takes transactions; everything else is as it is.
+#[test]
+fn without_transactions_auto_falls_back_and_exactly_once_refuses() {
+    let proxy = Proxy::without_transactions();
+    let cluster = Cluster::start("untransacted", &["--proxy", &proxy.port.to_string()]);
+    let mut config = cluster.config();
+    config.bootstrap_servers = vec![format!("127.0.0.1:{}", proxy.port)];
+    let log = KafkaLog::connect(config).unwrap();
+    let reason = log.capabilities().no_transactions.unwrap();
+    assert!(reason.contains("takes no AddPartitionsToTxn requests"), "{reason}");
+    let mut rig = Rig::on(log, "untransacted", 0);
+    rig.start();
+    for name in ["from", "auto", "exact"] {
+        rig.create(name, 1);
+    }
+    rig.produce("from", numbers("v", 0..100));
+    rig.deploy("auto", &[identity()], "from", &["auto"], "").unwrap();
+    let exactly = r#""policies":{"delivery":"ExactlyOnce"}"#;
+    rig.deploy("exact", &[identity()], "from", &["exact"], exactly).unwrap();
+    assert_eq!(rig.values("auto", 100), numbers("v", 0..100));
+    let status = rig.wait_for_state("auto", State::Running);
+    assert_eq!(status.delivery.as_deref(), Some("at_least_once"));
+    let status = rig.wait_for_state("exact", State::Failed);
+    assert_eq!(status.reason.as_deref(), Some("Refused"));
+    let message = status.last_error.unwrap().message;
+    assert!(message.contains("AddPartitionsToTxn") && message.contains("choose AtLeastOnce"), "{message}");
+    assert!(rig.read("exact").is_empty());
 }

@@ -16,6 +16,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use coproc::core::deployment::StartOffset;
 use coproc::core::names::TopicName;
 use coproc::kafka::{Assignor, KafkaConfig, KafkaLog};
 use coproc::ports::{Log, LogError};
@@ -78,6 +79,30 @@ fn a_cooperative_storm_of_rebalances_loses_and_repeats_nothing() {
 
 /// Failpoints are the process's.
 static FAILPOINTS: Mutex<()> = Mutex::new(());
+
+/// While nothing can be committed, not even where it started, records come: a lane that asked its policy anew would
+/// leave them out.
+#[test]
+fn a_rewind_before_the_first_commit_goes_back_to_where_it_started() {
+    let _guard = FAILPOINTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "early", 1), topic(&*log, "early-out", 1));
+    fill(&*log, &from, 1, 100);
+    fail::cfg("kafka-abort", "return").unwrap();
+    let mut spec = spec(&fresh("g"), &fresh("t"), &from, &to);
+    spec.start = StartOffset::Latest;
+    let mut lane = Lane::open(&*log, &spec).unwrap();
+    lane.run(LONG, |lane| lane.assigned.len() == 1).unwrap();
+    fill(&*log, &from, 1, 50);
+    lane.run(LONG, |lane| lane.copied >= 100 && lane.rewinds >= 2).unwrap();
+    assert!(log.offsets().committed(&spec.group).unwrap().is_empty());
+    fail::remove("kafka-abort");
+    lane.run(LONG, |lane| lane.at_end.len() == 1).unwrap();
+    drop(lane);
+    let mut wanted = oracle::kcat(plain(), &from).remove(&0).unwrap();
+    let wanted = wanted.split_off(100);
+    assert!(oracle::contents(plain(), &to)[&0] == wanted, "each of the 50 records once");
+}
 
 /// KAFKA-17754: the request to commit one transaction is held back, the client asks again and goes on, and
 /// then the first request arrives while the next transaction is open.

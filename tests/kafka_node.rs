@@ -43,7 +43,7 @@ fn wait_for_lag_0(rig: &Rig, name: &str, partitions: usize) -> DeploymentStatus 
     wait_for(&format!("lag 0 of {name}"), || {
         let status = rig.status(name)?;
         let is_there = status.partitions.len() == partitions
-            && status.partitions.iter().all(|at| at.lag == 0)
+            && status.partitions.iter().all(|at| at.lag == 0 && at.offset > 0)
             && status.state == State::Running;
         is_there.then_some(status)
     })
@@ -229,12 +229,12 @@ fn a_committed_offset_that_is_gone_is_a_condition_until_somebody_decides() {
     assert_eq!(rig.log.topics().extents(&topic("gone-in")).unwrap(), [Extent { first: 50, end: 100 }]);
     rig.deploy("gone", &[identity()], "gone-in", &["gone-out"], "").unwrap();
     let status = wait_for("the condition", || {
-        let said = |status: &DeploymentStatus| {
-            status.last_error.as_ref()?.reason.strip_prefix("OffsetOutOfRange").map(drop)
-        };
-        rig.status("gone").filter(|status| said(status).is_some())
+        rig.status("gone").filter(|status| status.reason.as_deref() == Some("OffsetOutOfRange"))
     });
     assert_eq!(status.state, State::Failed);
+    let stands = &status.partitions[0];
+    assert_eq!((stands.offset, stands.lag), (10, 50), "what is gone is not behind");
+    assert!(stands.error.is_some(), "{stands:?}");
     let message = status.last_error.unwrap().message;
     assert!(message.contains("10") && message.contains("50"), "{message}");
     assert_eq!(rig.log.offsets().committed(&group).unwrap(), at(10), "nobody jumped");

@@ -17,6 +17,7 @@ mod oracle;
 mod process;
 mod support;
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -99,6 +100,10 @@ struct Scene {
 
 impl Scene {
     fn new(cluster: &'static Cluster, name: &str, parallelism: u32) -> Self {
+        Self::with(cluster, name, parallelism, "Auto")
+    }
+
+    fn with(cluster: &'static Cluster, name: &str, parallelism: u32, delivery: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{name}-{number}");
@@ -108,7 +113,7 @@ impl Scene {
         rig.create(&to, PARTITIONS);
         let more = format!(
             r#""policies":{{"batch":{{"maxRecords":50,"commitInterval":"20ms","maxCommitRecords":100}},
-               "parallelism":{parallelism}}}"#
+               "parallelism":{parallelism},"delivery":"{delivery}"}}"#
         );
         rig.deploy(&name, &[stamp('A')], &from, &[&to], &more).unwrap();
         let group = identity_of(&name).consumer_group();
@@ -157,13 +162,29 @@ impl Scene {
 
     /// The verdict: outputs are f(inputs), in order, none twice, none missing.
     fn judge(&self) {
+        self.judge_by(|found| found);
+    }
+
+    /// The verdict under at-least-once: the same, once what came again is left out. How many that were.
+    fn judge_first_times(&self) -> usize {
+        let again = AtomicU32::new(0);
+        self.judge_by(|found| {
+            let (all, mut seen) = (found.len(), BTreeSet::new());
+            let first: Vec<String> = found.into_iter().filter(|value| seen.insert(value.clone())).collect();
+            again.fetch_add((all - first.len()) as u32, Ordering::Relaxed);
+            first
+        });
+        again.into_inner() as usize
+    }
+
+    fn judge_by(&self, change: impl Fn(Vec<String>) -> Vec<String>) {
         let inputs = oracle::kcat(self.cluster, &self.from);
         let outputs = oracle::contents(self.cluster, &self.to);
         for partition in 0..PARTITIONS {
             let wanted: Vec<String> =
                 inputs[&partition].iter().map(|(_, value)| format!("A{}", &value[1..])).collect();
             let found = outputs.get(&partition).map(Vec::as_slice).unwrap_or_default();
-            let found: Vec<String> = found.iter().map(|(_, value)| value.clone()).collect();
+            let found = change(found.iter().map(|(_, value)| value.clone()).collect());
             let first = wanted.iter().zip(&found).position(|(wanted, found)| wanted != found);
             assert!(
                 wanted == found,
@@ -226,6 +247,35 @@ fn killed_at_every_step_of_a_transaction() {
         }
         scene.judge();
         result("kill -9 at each of 7 steps, static member", seed, &scene, longest, bound);
+    }
+}
+
+#[test]
+fn killed_under_at_least_once() {
+    for seed in seeds() {
+        let mut dice = Dice(seed);
+        let mut scene = Scene::with(plain(), "atleast", 1, "AtLeastOnce");
+        let role = Role { is_static: true, ..scene.role(1) };
+        let bound = Duration::from_secs(20);
+        let mut longest = Duration::ZERO;
+        let steps = ["lane::before_commit", "kafka-emit", "kafka-after-flush", "lane::after_commit"];
+        for step in steps {
+            scene.feed(records() / steps.len());
+            let nth = 1 + dice.below(if step == "kafka-emit" { 400 } else { 6 }) as u32;
+            let mut process = Process::start(&role, Some(Fault::KillAt(step, nth)));
+            let deadline = Instant::now() + PATIENCE;
+            while !process.is_over() {
+                assert!(Instant::now() < deadline, "{step} was not passed {nth} times");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let before = scene.committed();
+            let process = Process::start(&role, None);
+            longest = longest.max(scene.progress(before, bound));
+            scene.finish(bound);
+            process.kill();
+        }
+        println!("at-least-once: {} records came again", scene.judge_first_times());
+        result("at-least-once, kill -9 at each of 4 steps: nothing lost", seed, &scene, longest, bound);
     }
 }
 

@@ -6,6 +6,8 @@
 mod chart;
 #[path = "operator/cluster.rs"]
 mod cluster;
+#[path = "operator/fields.rs"]
+mod fields;
 #[path = "operator/helm.rs"]
 mod helm;
 #[path = "operator/memory.rs"]
@@ -168,6 +170,42 @@ async fn mistakes_are_refused_at_admission() {
             (Ok(_), _) => panic!("{kind} {spec} was taken; it should say {says:?}"),
             (Err(error), "") => panic!("{kind} {spec} was refused: {error}"),
             (Err(error), _) => assert!(error.to_string().contains(says), "{kind} {spec}: {error}"),
+        }
+    }
+}
+
+/// What a document for users shows of the three kinds.
+fn shown(file: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(helm::root().join(file)).unwrap();
+    let of_markdown: Vec<&str> =
+        text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let texts = if of_markdown.is_empty() { vec![text.as_str()] } else { of_markdown };
+    let documents = texts.iter().flat_map(|text| text.split("\n---\n"));
+    let parsed = documents.map(|text| serde_yaml::from_str::<Value>(text).unwrap());
+    parsed.filter(|document| document["apiVersion"] == "coproc.dev/v1alpha1").collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_documents_show_is_taken_at_admission() {
+    let at = Fixture::new("documents").await;
+    let params = PostParams { dry_run: true, ..PostParams::default() };
+    for (file, count) in [
+        ("README.md", 1),
+        ("docs/kubernetes.md", 1),
+        ("deploy/examples/pool.yaml", 1),
+        ("deploy/examples/coprocessor.yaml", 1),
+        ("deploy/examples/pipeline.yaml", 1),
+        ("deploy/examples/strimzi.yaml", 1),
+    ] {
+        let documents = shown(file);
+        assert_eq!(documents.len(), count, "{file}");
+        for document in documents {
+            let kind = document["kind"].as_str().unwrap().to_owned();
+            // Unknown fields would be dropped in silence.
+            let names: Vec<_> = document["spec"].as_object().unwrap().keys().cloned().collect();
+            let made = at.api(&kind).create(&params, &serde_json::from_value(document).unwrap()).await;
+            let made = made.unwrap_or_else(|error| panic!("{file}: {error}"));
+            assert!(names.iter().all(|name| made.data["spec"].get(name).is_some()), "{file}: {names:?}");
         }
     }
 }
@@ -447,7 +485,11 @@ async fn what_others_deploy_stays_and_a_lost_topic_is_written_again() {
         at.deployments().contains(&own.to_owned()).then_some(())
     })
     .await;
-    assert_eq!(at.log.table("coprocessor_internal_topic")["nodes/1000"], b"default/bridge/default");
+    until("the block of ids is claimed again", Duration::from_secs(30), async || {
+        let table = at.log.table("coprocessor_internal_topic");
+        (table.get("nodes/1000")? == b"default/bridge/default").then_some(())
+    })
+    .await;
     running.stop().await;
 }
 
@@ -486,6 +528,58 @@ async fn of_two_operators_one_leads_and_the_other_takes_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_that_is_stopped_as_it_takes_over_ends_at_once() {
+    let at = Fixture::new("short").await;
+    at.pool(&json!({})).await;
+    at.apply("Coprocessor", "a", &coprocessor(&json!({}))).await.unwrap();
+    for milliseconds in [0, 1, 2, 4, 8, 16, 32, 64, 128, 256] {
+        let running = at.start();
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        let stopped = Instant::now();
+        running.stop().await;
+        let took = stopped.elapsed();
+        assert!(took < Duration::from_secs(5), "stopped after {milliseconds} ms, it took {took:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pools_of_one_name_in_two_namespaces_leave_each_other_alone() {
+    const CONTROL: &str = "coprocessor_internal_topic";
+    let one = Fixture::new("same-one").await;
+    let two = Fixture { log: one.log.clone(), ..Fixture::new("same-two").await };
+    one.log.topic("in", 1);
+    let running = [one.start(), two.start()];
+    for at in [&one, &two] {
+        at.pool(&json!({})).await;
+        at.apply("Coprocessor", "a", &coprocessor(&json!({}))).await.unwrap();
+        at.reason("Coprocessor", "a", "NoNodes").await;
+    }
+    for at in [&one, &two] {
+        let key = format!("snapshot/default/{}/default", at.namespace);
+        let own = format!("deployment/default/{}/default/coprocessor/a", at.namespace);
+        until(&key, Duration::from_secs(20), async || {
+            let table = at.log.table(CONTROL);
+            let snapshot: Value = serde_json::from_slice(table.get(&key)?).unwrap();
+            (snapshot["keys"] == json!([own])).then_some(())
+        })
+        .await;
+    }
+    // Both look at everything again, one after the other, and neither finds anything to write.
+    let written = one.log.written(CONTROL);
+    for lanes in [7, 8] {
+        for at in [&one, &two] {
+            at.pool(&json!({"maxLanes": lanes})).await;
+            at.reason("RuntimePool", "default", "RollingOut").await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+    assert_eq!(one.log.written(CONTROL), written);
+    for running in running {
+        running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stale_leader_is_fenced_by_the_log() {
     let at = Fixture::new("fence").await;
     at.pool(&json!({})).await;
@@ -495,12 +589,20 @@ async fn a_stale_leader_is_fenced_by_the_log() {
     at.reason("Coprocessor", "a", "NoNodes").await;
     let fresh = at.start();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    at.apply("Coprocessor", "b", &coprocessor(&json!({"inputTopics": ["in"], "outputTopics": ["b"]})))
-        .await
-        .unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(30), stale.end()).await.expect("it ends");
+    // Both see each of these; now and then the stale one is the first that wants to write.
+    let more = async {
+        for i in 0.. {
+            let (name, spec) = (format!("b{i}"), coprocessor(&json!({"outputTopics": [format!("b{i}")]})));
+            at.apply("Coprocessor", &name, &spec).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(Duration::from_mins(1), stale.end()) => ended.expect("it ends"),
+        () = more => return,
+    };
     assert!(matches!(ended, Err(coproc::operator::Error::Fenced(_))));
-    at.reason("Coprocessor", "b", "NoNodes").await;
+    at.reason("Coprocessor", "b0", "NoNodes").await;
     fresh.stop().await;
 }
 
@@ -573,7 +675,10 @@ async fn a_thousand_coprocessors_are_deployed_and_then_nothing_is_written() {
     let names: Vec<String> = (0..COUNT).map(|i| format!("c{i}")).collect();
     for chunk in names.chunks(20) {
         let applied = chunk.iter().map(async |name| {
-            let spec = coprocessor(&json!({"outputTopics": [format!("out-{name}")]}));
+            // One image, from a registry that takes its time.
+            let spec = coprocessor(
+                &json!({"outputTopics": [format!("out-{name}")], "module": {"image": "r/slow:1"}}),
+            );
             at.apply("Coprocessor", name, &spec).await.unwrap();
         });
         futures::future::join_all(applied).await;
@@ -605,8 +710,9 @@ async fn a_thousand_coprocessors_are_deployed_and_then_nothing_is_written() {
         .filter(|key| key.starts_with("deployment/"))
         .count();
     eprintln!(
-        "{COUNT} coprocessors: created in {created:?}, ready in {all:?}, {} transactions, resident {} MiB",
+        "{COUNT} coprocessors: created in {created:?}, ready in {all:?}, {} transactions, {} questions, resident {} MiB",
         at.log.transactions(),
+        cluster::asked("r/slow:1"),
         resident_mib()
     );
     assert_eq!(deployed, COUNT);

@@ -13,10 +13,10 @@ mod memory;
 
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster::{Fixture, Running, api_of, condition, coprocessor, run_directory, until};
-use coproc::core::status::State;
+use coproc::core::status::{DeploymentStatus, State};
 use crash::dying_client;
 use kube::api::DeleteParams;
 use serde_json::json;
@@ -39,6 +39,17 @@ async fn deployed(at: &Fixture, name: &str) {
     let key = format!("deployment/default/{}/default/coprocessor/{name}", at.namespace);
     until(&format!("{key} is written"), Duration::from_secs(30), async || {
         at.deployments().contains(&key).then_some(())
+    })
+    .await;
+}
+
+/// Waits until the pool's snapshot lists it.
+async fn in_snapshot(at: &Fixture, name: &str) {
+    let key = format!("snapshot/default/{}/default", at.namespace);
+    let listed = format!("/coprocessor/{name}\"");
+    until(&format!("the snapshot lists {name}"), Duration::from_secs(30), async || {
+        let snapshot = at.log.table("coprocessor_internal_topic").remove(&key)?;
+        String::from_utf8(snapshot).unwrap().contains(&listed).then_some(())
     })
     .await;
 }
@@ -207,6 +218,7 @@ async fn an_operator_that_starts_anew_says_nothing_worse_than_the_one_before() {
     deployed(&at, "a").await;
     at.heartbeat(1000, &[at.report("a", 1, State::Running, 1)]);
     at.reason("Coprocessor", "a", "Running").await;
+    in_snapshot(&at, "a").await;
     running.stop().await;
     let version = async || at.api("Coprocessor").get("a").await.unwrap().metadata.resource_version;
     let (before, records) = (version().await, at.log.written("coprocessor_internal_topic"));
@@ -214,9 +226,84 @@ async fn an_operator_that_starts_anew_says_nothing_worse_than_the_one_before() {
     // By then it has been through everything once.
     at.apply("Coprocessor", "b", &coprocessor(&json!({"outputTopics": ["b"]}))).await.unwrap();
     at.reason("Coprocessor", "b", "RollingOut").await;
+    in_snapshot(&at, "b").await;
     assert_eq!(version().await, before, "a status was written");
     // The record of b, and the snapshot that lists it.
     assert_eq!(at.log.written("coprocessor_internal_topic"), records + 2);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_says_too_late_is_removed() {
+    let _server = SERVER.read().await;
+    let at = Fixture::new("too-late").await;
+    let running = at.start();
+    at.pool(&json!({})).await;
+    at.log.topic("in", 1);
+    for name in ["a", "stays"] {
+        let spec = coprocessor(&json!({"outputTopics": [name]}));
+        at.apply("Coprocessor", name, &spec).await.unwrap();
+        deployed(&at, name).await;
+    }
+    let both = [at.report("a", 1, State::Running, 1), at.report("stays", 1, State::Running, 1)];
+    at.heartbeat(1000, &both);
+    at.reason("Coprocessor", "a", "Running").await;
+    at.heartbeat(1000, &both[1..]);
+    at.api("Coprocessor").delete("a", &DeleteParams::default()).await.unwrap();
+    at.gone("Coprocessor", "a").await;
+    // Records of others, whoever they belong to, are not this pool's to remove.
+    let others = ["1000/default/_cli/coprocessor/a", "1000/west/too-late/coprocessor/a"];
+    let late = serde_json::to_vec(&both[0]).unwrap();
+    for key in others {
+        let identity = key.split_once('/').unwrap().1.parse().unwrap();
+        let said = serde_json::to_vec(&DeploymentStatus { identity, ..both[0].clone() }).unwrap();
+        at.log.put("coprocessor_status_topic", key, Some(said));
+    }
+    at.log.put("coprocessor_status_topic", "1000/default/too-late/coprocessor/a", Some(late));
+    until("what was said too late is gone", Duration::from_secs(20), async || {
+        let table = at.log.table("coprocessor_status_topic");
+        (!table.contains_key("1000/default/too-late/coprocessor/a")).then_some(())
+    })
+    .await;
+    let table = at.log.table("coprocessor_status_topic");
+    for key in others.iter().chain(&["1000", "1000/default/too-late/coprocessor/stays"]) {
+        assert!(table.contains_key(*key), "{key}: {:?}", table.keys());
+    }
+    running.stop().await;
+}
+
+/// An operator that starts into the middle of a deletion, before it has heard of any node, lets go of nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_waits_until_nodes_were_heard() {
+    let _server = SERVER.read().await;
+    let at = Fixture::new("unheard").await;
+    let running = at.start();
+    at.pool(&json!({})).await;
+    at.log.topic("in", 1);
+    at.apply("Coprocessor", "a", &coprocessor(&json!({}))).await.unwrap();
+    deployed(&at, "a").await;
+    let running_on = [at.report("a", 1, State::Running, 1)];
+    at.heartbeat(1000, &running_on);
+    at.reason("Coprocessor", "a", "Running").await;
+    running.stop().await;
+    at.api("Coprocessor").delete("a", &DeleteParams::default()).await.unwrap();
+    at.log.set_status_hidden(true);
+    let running = at.start();
+    until("the control record is gone", Duration::from_secs(20), async || {
+        at.deployments().is_empty().then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let object = at.api("Coprocessor").get("a").await.expect("nobody knows yet whether a node runs it");
+    assert_eq!(object.data["status"]["phase"], "Terminating");
+    at.log.set_status_hidden(false);
+    // A node runs it, as is known now: until that node says that it has stopped, it goes on.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(at.api("Coprocessor").get_opt("a").await.unwrap().is_some(), "a node runs it");
+    at.heartbeat(1000, &[]);
+    at.gone("Coprocessor", "a").await;
+    let table = at.log.table("coprocessor_status_topic");
+    assert!(table.keys().all(|key| key == "1000"), "{:?}", table.keys());
     running.stop().await;
 }
 
@@ -225,6 +312,57 @@ fn signal_server(signal: &str) {
     let line = pids.lines().find(|line| line.ends_with(" kube-apiserver")).unwrap();
     let pid = line.split(' ').next().unwrap();
     assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
+}
+
+fn server(word: &str) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/env/kube");
+    let output = Command::new(script).args(["api", word]).env("COPROC_KUBE_RUN", run_directory()).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// How long the API server is away; `COPROC_API_DOWN` says more seconds.
+fn away() -> Duration {
+    let seconds = std::env::var_os("COPROC_API_DOWN").and_then(|text| text.to_str()?.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(20))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_is_killed_costs_nothing_but_time() {
+    let _server = SERVER.write().await;
+    let at = Fixture::new("killed").await;
+    let start = |lease: Option<&str>, name: &str| at.start_with(at.client.clone(), lease, name);
+    at.log.topic("in", 1);
+    let running = start(Some("killed"), "first");
+    at.pool(&json!({})).await;
+    at.apply("Coprocessor", "a", &coprocessor(&json!({}))).await.unwrap();
+    deployed(&at, "a").await;
+    let reports = [at.report("a", 1, State::Running, 1)];
+    at.heartbeat(1000, &reports);
+    at.reason("Coprocessor", "a", "Running").await;
+    let (table, records) =
+        (at.log.table("coprocessor_internal_topic"), at.log.written("coprocessor_internal_topic"));
+    server("down");
+    let gone = Instant::now();
+    // It cannot know that it still leads, so it ends; its kubelet starts it again, into an API server that is away.
+    let ended = tokio::time::timeout(Duration::from_mins(1), running.end()).await;
+    let running = start(Some("killed"), "second");
+    while gone.elapsed() < away() {
+        at.heartbeat(1000, &reports);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    let written = at.log.written("coprocessor_internal_topic");
+    server("up");
+    assert!(matches!(ended, Ok(Err(coproc::operator::Error::LeadershipLost))), "{ended:?}");
+    assert_eq!(written, records, "what nodes go by was touched");
+    at.heartbeat(1000, &reports);
+    at.apply("Coprocessor", "b", &coprocessor(&json!({"outputTopics": ["b"]}))).await.unwrap();
+    deployed(&at, "b").await;
+    at.reason("Coprocessor", "a", "Running").await;
+    let after = at.log.table("coprocessor_internal_topic");
+    let of_nodes = table.iter().filter(|(key, _)| !key.starts_with("snapshot/"));
+    of_nodes.for_each(|(key, value)| assert_eq!(after.get(key), Some(value), "{key}"));
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -42,9 +42,9 @@ impl Cost {
         records as f64 / self.seconds
     }
 
-    pub fn print(&self, name: &str, records: usize, limit: Option<f64>) {
-        let of_limit =
-            limit.map_or(String::new(), |limit| format!("   {:.2} of the limit", self.rate(records) / limit));
+    /// With the ratio to the plain loop.
+    pub fn print(&self, name: &str, records: usize, ratio: Option<f64>) {
+        let of_limit = ratio.map_or(String::new(), |ratio| format!("   {ratio:.2} of the limit"));
         println!(
             "{name:<28} {:>9.0} records/s   {:>5.2} CPU s per million   {:>5.0} MiB peak{of_limit}",
             self.rate(records),

@@ -14,10 +14,11 @@ use super::support::{Rig, deployment, identity, identity_of};
 pub struct Running {
     rig: Rig,
     name: String,
+    began: Instant,
 }
 
 impl Running {
-    /// Deploys, then starts the node: how long it took until the lane was to start is not the lane's.
+    /// Deploys, then starts the node.
     pub fn start(
         log: &Arc<dyn Log>,
         from: &TopicName,
@@ -25,6 +26,7 @@ impl Running {
         delivery: Delivery,
         commit_interval: Duration,
     ) -> Self {
+        let began = Instant::now();
         let name = to.to_string();
         let mut rig = Rig::on(log.clone(), &name, 1);
         let digest = rig.upload(&identity());
@@ -33,12 +35,12 @@ impl Running {
         wanted.policies.batch.commit_interval = Span::from_ms(commit_interval.as_millis() as u64);
         rig.put(&name, &wanted);
         rig.start();
-        Self { rig, name }
+        Self { rig, name, began }
     }
 
-    /// Waits until so many records are committed: how long the first commit took.
+    /// Waits until so many records are committed: how long it took from the beginning to the first commit.
     pub fn wait_for(&self, records: usize) -> Duration {
-        let began = Instant::now();
+        let began = self.began;
         let mut first = None;
         loop {
             let done = self.committed();
@@ -58,6 +60,22 @@ impl Running {
         let of_ours = |line: &&str| line.starts_with("coproc_records_in_total{") && line.contains(&self.name);
         let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
         text.lines().filter(of_ours).filter_map(value).sum::<f64>() as u64
+    }
+
+    /// What the lane did all the time.
+    pub fn account(&self) -> String {
+        let text = self.rig.node.as_ref().unwrap().metrics().text();
+        let of = |metric: &str| {
+            let line = text.lines().find(|line| line.starts_with(metric) && line.contains(&self.name));
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or_default()
+        };
+        let commits = of("coproc_commit_seconds_count{");
+        format!(
+            "{commits} commits, {:.1} ms each, {:.2} s in all; in the guest {:.2} s",
+            of("coproc_commit_seconds_sum{") / commits * 1e3,
+            of("coproc_commit_seconds_sum{"),
+            of("coproc_guest_seconds_total{"),
+        )
     }
 
     /// Stops the node and removes the deployment.

@@ -145,8 +145,11 @@ fn sync_time(dir: &Path) -> std::io::Result<Duration> {
 fn look_at_log(log: &dyn Log, findings: &mut Findings) {
     let abilities = log.capabilities();
     findings.add("log", Verdict::Ok, abilities.description);
-    if let Some(why) = abilities.no_transactions {
-        findings.add("log", Verdict::Warn, format!("no transactions, at least once only: {why}"));
+    match abilities.no_transactions {
+        None => findings.add("log", Verdict::Ok, "transactions: exactly-once is to be had"),
+        Some(why) => {
+            findings.add("log", Verdict::Warn, format!("no transactions, at least once only: {why}"));
+        }
     }
     if let Some(why) = abilities.no_compaction {
         findings.add("log", Verdict::Fail, format!("no compaction, control and status need it: {why}"));

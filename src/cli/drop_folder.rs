@@ -367,6 +367,7 @@ fn can_pass(error: &anyhow::Error) -> bool {
     let of_log = |cause: &(dyn std::error::Error + 'static)| {
         let of_writer = cause.downcast_ref::<writer::Error>().and_then(|error| match error {
             writer::Error::Log(error) => Some(error.disposition()),
+            writer::Error::Busy => Some(Disposition::Transient),
             _ => None,
         });
         cause.downcast_ref::<LogError>().map(LogError::disposition).or(of_writer)

@@ -102,6 +102,7 @@ fn of_writer(error: &writer::Error) -> Exit {
     match error {
         writer::Error::NotFound(_) => Exit::NotFound,
         writer::Error::Log(error) => of_log(error),
+        writer::Error::Busy => Exit::Unavailable,
         writer::Error::Invalid(_)
         | writer::Error::NotOurs { .. }
         | writer::Error::Cycle(_)

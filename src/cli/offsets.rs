@@ -10,7 +10,7 @@ use crate::cli::open::Target;
 use crate::cli::output::{FormatArgs, Table, count, say};
 use crate::control::desired::{self, Desired, DesiredState};
 use crate::core::names::{ConsumerGroup, Identity, TopicName};
-use crate::ports::{Log, LogError};
+use crate::ports::{Extent, Log, LogError};
 
 /// Look at committed offsets, change those of a paused deployment, and remove them
 #[derive(Debug, Subcommand)]
@@ -154,8 +154,8 @@ fn rows_of(log: &dyn Log, group: &ConsumerGroup) -> Result<Vec<Row>, LogError> {
     let members = log.offsets().members(group)?;
     let mut rows = Vec::new();
     for (at, committed) in log.offsets().committed(group)? {
-        let end = match log.topics().extents(&at.topic) {
-            Ok(extents) => extents.get(at.partition as usize).map(|extent| extent.end),
+        let extent = match log.topics().extents(&at.topic) {
+            Ok(extents) => extents.get(at.partition as usize).copied(),
             Err(LogError::UnknownTopic(_)) => None,
             Err(error) => return Err(error),
         };
@@ -164,8 +164,9 @@ fn rows_of(log: &dyn Log, group: &ConsumerGroup) -> Result<Vec<Row>, LogError> {
             topic: at.topic,
             partition: at.partition,
             committed,
-            end,
-            lag: end.map(|end| (end - committed).max(0)),
+            end: extent.map(|extent| extent.end),
+            // What the log has let go is not behind: it will never be read.
+            lag: extent.map(|Extent { first, end }| (end - committed.max(first)).max(0)),
             members,
         });
     }

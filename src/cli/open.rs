@@ -124,7 +124,7 @@ impl Place {
         Ok(match self {
             Self::Directory(dir) => patiently(|| log::open_or_connect(&dir, Options::default()))?,
             #[cfg(feature = "kafka")]
-            Self::Cluster(config) => KafkaLog::connect(*config)?,
+            Self::Cluster(config) => KafkaLog::open(*config)?,
         })
     }
 }

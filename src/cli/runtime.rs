@@ -224,8 +224,11 @@ fn incarnation() -> String {
 }
 
 fn start_logging(config: &Config) -> anyhow::Result<()> {
-    // The storage engine tells of every file that it opens; what the user writes comes after, and counts.
-    let filter = EnvFilter::try_new(format!("fjall=warn,lsm_tree=warn,{}", config.log_filter))
+    // The storage engine tells of every file that it opens. A lane closes its consumer itself, within a bound, and the
+    // destructor of the library's consumer then calls it an error that it is closed already. What the user writes comes
+    // after, and counts.
+    let quiet = "fjall=warn,lsm_tree=warn,rdkafka::consumer::base_consumer=off";
+    let filter = EnvFilter::try_new(format!("{quiet},{}", config.log_filter))
         .map_err(|error| coded(Exit::Usage, format!("the log filter {:?}: {error}", config.log_filter)))?;
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let is_terminal = io::IsTerminal::is_terminal(&io::stderr());

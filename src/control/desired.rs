@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::keys::ControlKey;
 use crate::control::topics::OwnTopic;
 use crate::core::deployment::{Deployment, SCHEMA, SchemaVersion};
-use crate::core::names::{Identity, PoolName};
+use crate::core::names::{Identity, Installation, Namespace, PoolName};
 use crate::ports::{FoldEvent, Log, LogError};
 
 /// Largest control record that is looked at, in bytes.
@@ -41,17 +41,14 @@ impl Desired {
     }
 }
 
-/// What a full write of a pool's deployments left, under `snapshot/<pool>`.
+/// What a full write left of the deployments that a namespace has in a pool, under
+/// `snapshot/<installation>/<namespace>/<pool>`: the key says whose absence it speaks of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Rises with every full write.
     pub generation: u64,
     /// The deployment keys that there are.
     pub keys: BTreeSet<String>,
-    /// The prefix of the keys that the writer is the only one to write: absence says something only below it.
-    /// Empty, as in records of the first version, it covers the whole pool.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub scope: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -119,7 +116,7 @@ pub struct DesiredState {
     known: BTreeMap<(PoolName, Identity), Desired>,
     /// Known from before a reset and not seen since.
     unconfirmed: BTreeSet<(PoolName, Identity)>,
-    snapshots: BTreeMap<PoolName, Snapshot>,
+    snapshots: BTreeMap<(Installation, Namespace, PoolName), Snapshot>,
     blocks: BTreeMap<u32, String>,
     caught_up: bool,
 }
@@ -147,9 +144,14 @@ impl DesiredState {
         self.blocks.get(&base).map(String::as_str)
     }
 
-    /// What the last full write of a pool left.
-    pub fn snapshot(&self, pool: &PoolName) -> Option<&Snapshot> {
-        self.snapshots.get(pool)
+    /// What the last full write left of a namespace's deployments in a pool.
+    pub fn snapshot(
+        &self,
+        installation: &Installation,
+        namespace: &Namespace,
+        pool: &PoolName,
+    ) -> Option<&Snapshot> {
+        self.snapshots.get(&(installation.clone(), namespace.clone(), pool.clone()))
     }
 
     /// The deployment of this identity in this pool, unless it is only known from before a reset of the topic.
@@ -208,11 +210,12 @@ impl DesiredState {
                     vec![Change::Set(at.0, at.1, desired)]
                 }
             },
-            (Some(ControlKey::Snapshot(pool)), value) => {
+            (Some(ControlKey::Snapshot(installation, namespace, pool)), value) => {
+                let at = (installation, namespace, pool);
                 let parsed = value.map(serde_json::from_slice).transpose();
                 match parsed {
-                    Ok(Some(snapshot)) => drop(self.snapshots.insert(pool, snapshot)),
-                    Ok(None) => drop(self.snapshots.remove(&pool)),
+                    Ok(Some(snapshot)) => drop(self.snapshots.insert(at, snapshot)),
+                    Ok(None) => drop(self.snapshots.remove(&at)),
                     Err(error) => return ignored(Ignored::BadValue(error.to_string())),
                 }
                 if self.caught_up { self.drop_absent() } else { Vec::new() }
@@ -230,17 +233,16 @@ impl DesiredState {
         }
     }
 
-    /// Removes what was known before a reset, was not seen since, and is not in its pool's snapshot.
+    /// Removes what was known before a reset, was not seen since, and is not in the snapshot that speaks for it.
     fn drop_absent(&mut self) -> Vec<Change> {
         let snapshots = &self.snapshots;
         let gone: Vec<_> = self
             .unconfirmed
             .iter()
             .filter(|(pool, identity)| {
+                let at = (identity.installation.clone(), identity.namespace.clone(), pool.clone());
                 let key = ControlKey::Deployment(pool.clone(), identity.clone()).to_string();
-                snapshots
-                    .get(pool)
-                    .is_some_and(|snapshot| key.starts_with(&snapshot.scope) && !snapshot.keys.contains(&key))
+                snapshots.get(&at).is_some_and(|snapshot| !snapshot.keys.contains(&key))
             })
             .cloned()
             .collect();
@@ -335,8 +337,9 @@ mod tests {
         assert_eq!(state.apply(FoldEvent::CaughtUp), [Change::CaughtUp]);
         assert!(state.get(&identity()).is_some());
         let snapshot = |keys: &str| Some(format!(r#"{{"generation":1,"keys":[{keys}]}}"#).into_bytes());
-        assert_eq!(state.apply(record("snapshot/default", snapshot(&format!("{KEY:?}")))), []);
-        assert_eq!(state.apply(record("snapshot/default", snapshot(""))), [removed()]);
+        let at = "snapshot/default/_cli/default";
+        assert_eq!(state.apply(record(at, snapshot(&format!("{KEY:?}")))), []);
+        assert_eq!(state.apply(record(at, snapshot(""))), [removed()]);
     }
 
     #[test]
@@ -347,9 +350,14 @@ mod tests {
         state.apply(FoldEvent::Reset);
         state.apply(FoldEvent::CaughtUp);
         assert!(state.confirmed(&"default".parse().unwrap(), &identity()).is_none());
-        let of_others = br#"{"generation":1,"keys":[],"scope":"deployment/default/shop/default/"}"#.to_vec();
-        assert_eq!(state.apply(record("snapshot/default", Some(of_others))), []);
-        assert!(state.get(&identity()).is_some());
+        // A pool of the same name in another namespace, in another installation, another pool.
+        for others in
+            ["snapshot/default/shop/default", "snapshot/west/_cli/default", "snapshot/default/_cli/x"]
+        {
+            let empty = br#"{"generation":1,"keys":[]}"#.to_vec();
+            assert_eq!(state.apply(record(others, Some(empty))), [], "{others}");
+            assert!(state.get(&identity()).is_some(), "{others}");
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Keys of the control topic.
 //!
-//! `deployment/<installation>/<namespace>/<pool>/<kind>/<name>`, `nodes/<base>`, `snapshot/<pool>`.
+//! `deployment/<installation>/<namespace>/<pool>/<kind>/<name>`, `nodes/<base>`,
+//! `snapshot/<installation>/<namespace>/<pool>`.
 
 use std::fmt;
 
-use crate::core::names::{Identity, PoolName};
+use crate::core::names::{Identity, Installation, Namespace, PoolName};
 
 /// A key of the control topic, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,8 +14,9 @@ pub enum ControlKey {
     Deployment(PoolName, Identity),
     /// Which pool owns the block of node ids that starts here.
     Nodes(u32),
-    /// What a full write of a pool's deployments left.
-    Snapshot(PoolName),
+    /// What a full write left of the deployments that a namespace has in a pool. Pools of different namespaces may
+    /// have one name, and their operators different clusters.
+    Snapshot(Installation, Namespace, PoolName),
 }
 
 impl ControlKey {
@@ -33,7 +35,9 @@ impl ControlKey {
                 Some(Self::Deployment(pool.parse().ok()?, identity))
             }
             ["nodes", base] => Some(Self::Nodes(base.parse().ok()?)),
-            ["snapshot", pool] => Some(Self::Snapshot(pool.parse().ok()?)),
+            ["snapshot", installation, namespace, pool] => {
+                Some(Self::Snapshot(installation.parse().ok()?, namespace.parse().ok()?, pool.parse().ok()?))
+            }
             _ => None,
         }
     }
@@ -47,7 +51,9 @@ impl fmt::Display for ControlKey {
                 write!(f, "deployment/{installation}/{namespace}/{pool}/{}/{name}", kind.as_str())
             }
             Self::Nodes(base) => write!(f, "nodes/{base}"),
-            Self::Snapshot(pool) => write!(f, "snapshot/{pool}"),
+            Self::Snapshot(installation, namespace, pool) => {
+                write!(f, "snapshot/{installation}/{namespace}/{pool}")
+            }
         }
     }
 }
@@ -58,10 +64,16 @@ mod tests {
 
     #[test]
     fn keys_go_both_ways() {
-        for text in ["deployment/default/_cli/default/coprocessor/redact", "nodes/1000", "snapshot/default"] {
+        for text in [
+            "deployment/default/_cli/default/coprocessor/redact",
+            "nodes/1000",
+            "snapshot/default/shop/default",
+        ] {
             assert_eq!(ControlKey::parse(text.as_bytes()).unwrap().to_string(), text);
         }
-        for foreign in ["", "deployment/a", "deployment/a/b/c/thing/e", "nodes/x", "\u{0}12345678"] {
+        for foreign in
+            ["", "snapshot/default", "deployment/a", "deployment/a/b/c/thing/e", "nodes/x", "\u{0}12345678"]
+        {
             assert_eq!(ControlKey::parse(foreign.as_bytes()), None, "{foreign:?}");
         }
     }

@@ -4,7 +4,9 @@
 //! parts, put together, have the digest; so a half-written one is just not there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
@@ -20,7 +22,11 @@ pub const PART_BYTES: usize = 512 << 10;
 /// Modules that no deployment names are removed after this, in milliseconds.
 pub const UNREFERENCED_MS: i64 = 24 * 3_600 * 1_000;
 /// How often an upload is tried when somebody else writes the same module.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 5;
+/// About how long somebody else may take to write a module.
+const OTHERS: Duration = Duration::from_secs(3);
+/// How often is looked whether somebody else has.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The digest of these bytes.
 pub fn digest_of(bytes: &[u8]) -> Digest {
@@ -45,18 +51,28 @@ fn writer_id(digest: Digest) -> String {
 pub fn upload(log: &dyn Log, bytes: &[u8]) -> Result<Digest, LogError> {
     OwnTopic::Modules.ensure(log)?;
     let digest = digest_of(bytes);
-    for _ in 1..ATTEMPTS {
+    let mut attempt = 1;
+    loop {
         match try_upload(log, digest, bytes) {
-            // Whoever took over writes the same parts, or removed them as too old.
-            Err(LogError::Fenced(_)) => {}
+            // Whoever took over writes the same parts: to take over again would only go to and fro. Unless it died, or
+            // removes them as too old.
+            Err(LogError::Fenced(_)) if attempt < ATTEMPTS => {
+                attempt += 1;
+                if appears(log, digest)? {
+                    return Ok(digest);
+                }
+            }
+            Err(LogError::Fenced(_)) => {
+                let message = format!("others keep writing module {digest} at the same time: try again");
+                return Err(LogError::Unavailable(message));
+            }
             other => return other.map(|()| digest),
         }
     }
-    try_upload(log, digest, bytes).map(|()| digest)
 }
 
 fn try_upload(log: &dyn Log, digest: Digest, bytes: &[u8]) -> Result<(), LogError> {
-    if matches!(assemble(&Parts::of(log, digest)?, digest), Ok(Some(_))) {
+    if is_whole(log, digest)? {
         return Ok(());
     }
     let mut writer = log.fenced_writer(&OwnTopic::Modules.name(), &writer_id(digest))?;
@@ -64,6 +80,26 @@ fn try_upload(log: &dyn Log, digest: Digest, bytes: &[u8]) -> Result<(), LogErro
         writer.write(&[Keyed { key: key(digest, part), value: Some(value.to_vec()) }])?;
     }
     Ok(())
+}
+
+fn is_whole(log: &dyn Log, digest: Digest) -> Result<bool, LogError> {
+    Ok(matches!(assemble(&Parts::of(log, digest)?, digest), Ok(Some(_))))
+}
+
+/// Whether the module is whole within a while, written by somebody else. How long differs from caller to caller, so
+/// that two do not take over in step.
+fn appears(log: &dyn Log, digest: Digest) -> Result<bool, LogError> {
+    let dice = RandomState::new().build_hasher().finish() % 1_000;
+    let deadline = Instant::now() + OTHERS.mul_f64(0.5 + dice as f64 / 1_000.0);
+    loop {
+        if is_whole(log, digest)? {
+            return Ok(true);
+        }
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// Removes the parts of modules that no deployment names and that are older than a day: how many modules. Nothing,

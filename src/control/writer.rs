@@ -4,7 +4,7 @@
 //! names the resource to edit.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::control::desired::{self, Desired, DesiredState};
 use crate::control::keys::ControlKey;
@@ -15,8 +15,10 @@ use crate::ports::{Keyed, Log, LogError};
 
 /// How often a change is tried when others change something at the same time.
 const ATTEMPTS: u32 = 8;
-/// The longest wait after the first time; it grows with every further one.
+/// The longest wait after the first time, on a log that is fast, and on one that is slow; it grows with every further
+/// one.
 const BACK_OFF: Duration = Duration::from_millis(50);
+const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 
 /// Why the desired state was not changed.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +50,9 @@ pub enum Error {
     /// The consumer group of a running deployment cannot be changed.
     #[error("the consumer group of {0} cannot be changed: remove the deployment first")]
     GroupIsImmutable(Identity),
+    /// Others changed something every time.
+    #[error("others keep changing deployments at the same time: try again")]
+    Busy,
     /// The log did not do it.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -153,21 +158,31 @@ impl<'a> DesiredWriter<'a> {
     ) -> Result<T, Error> {
         let topic = OwnTopic::Control.name();
         let id = format!("coproc.cli.{}", self.installation);
-        let mut attempt = 0;
-        loop {
-            let mut writer = self.log.fenced_writer(&topic, &id)?;
-            let state = desired::read(self.log)?;
-            let extents = self.log.topics().extents(&topic)?;
-            let end = extents.first().map_or(0, |extent| extent.end.max(0).cast_unsigned());
-            let (record, result) = decide(&state, end)?;
-            let Some(record) = record else { return Ok(result) };
-            attempt += 1;
-            match writer.write(&[record]) {
-                Ok(()) => return Ok(result),
-                Err(LogError::Fenced(_)) if attempt < ATTEMPTS => back_off(attempt),
-                Err(error) => return Err(error.into()),
+        for attempt in 1..=ATTEMPTS {
+            let began = Instant::now();
+            match self.try_change(&topic, &id, &decide) {
+                Err(Error::Log(LogError::Fenced(_))) => back_off(attempt, began.elapsed()),
+                done => return done,
             }
         }
+        Err(Error::Busy)
+    }
+
+    fn try_change<T>(
+        &self,
+        topic: &TopicName,
+        id: &str,
+        decide: impl Fn(&DesiredState, u64) -> Result<(Option<Keyed>, T), Error>,
+    ) -> Result<T, Error> {
+        let mut writer = self.log.fenced_writer(topic, id)?;
+        let state = desired::read(self.log)?;
+        let extents = self.log.topics().extents(topic)?;
+        let end = extents.first().map_or(0, |extent| extent.end.max(0).cast_unsigned());
+        let (record, result) = decide(&state, end)?;
+        if let Some(record) = record {
+            writer.write(&[record])?;
+        }
+        Ok(result)
     }
 
     fn check_topic(&self, identity: &Identity) -> Result<(), Error> {
@@ -178,10 +193,12 @@ impl<'a> DesiredWriter<'a> {
     }
 }
 
-/// Waits for a moment that differs between writers, so that they do not fence one another in step for ever.
-fn back_off(attempt: u32) {
+/// Waits for a moment that differs between writers, so that they do not fence one another in step for ever. It grows
+/// with what an attempt takes: on a slow log the other needs as long to get through.
+fn back_off(attempt: u32, took: Duration) {
     let dice = RandomState::new().build_hasher().finish();
-    std::thread::sleep(BACK_OFF.mul_f64(f64::from(attempt) * (dice % 1_000) as f64 / 1_000.0));
+    let longest = took.clamp(BACK_OFF, BACK_OFF_MAX);
+    std::thread::sleep(longest.mul_f64(f64::from(attempt) * (dice % 1_000) as f64 / 1_000.0));
 }
 
 fn put(pool: &PoolName, identity: &Identity, deployment: Option<&Deployment>) -> Result<Keyed, Error> {

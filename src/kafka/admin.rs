@@ -1,14 +1,17 @@
 //! Topics: create, describe, delete; where they start and end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::executor::block_on;
+use parking_lot::Mutex;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
+use super::auth::Rotation;
 use super::config::KafkaConfig;
 use super::context::Context;
 use super::{error, topics};
@@ -21,41 +24,70 @@ const REPLICAS: usize = 3;
 /// How long a created or deleted topic may take to be seen so by the broker that we ask.
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// The administrator's client, and one that asks for offsets.
+/// Asks and changes what a cluster has.
 pub(super) struct Admin {
-    pub(super) client: AdminClient<Context>,
+    kept: Mutex<Kept>,
+    pub(super) config: KafkaConfig,
+}
+
+struct Kept {
+    clients: Arc<Clients>,
+    rotation: Rotation,
+}
+
+/// The administrator's client, and one that asks for offsets.
+pub(super) struct Clients {
+    administrator: AdminClient<Context>,
     /// Without a group: it never joins anything.
     pub(super) asker: BaseConsumer<Context>,
-    pub(super) config: KafkaConfig,
+}
+
+impl Clients {
+    fn make(config: &KafkaConfig) -> Result<Self, LogError> {
+        let what = "cannot make the administrator's client";
+        let context = || Context::new(config.sasl.clone(), config.assignor);
+        let administrator =
+            config.client()?.create_with_context(context()).map_err(|e| error::from_kafka(&e, what))?;
+        let asker =
+            config.consumer()?.create_with_context(context()).map_err(|e| error::from_kafka(&e, what))?;
+        Ok(Self { administrator, asker })
+    }
+
+    /// The client for questions.
+    pub(super) fn client(&self) -> &Client<Context> {
+        self.asker.client()
+    }
+
+    /// The administrator's client, logged in: its own thread serves answers only, so it never asks for a token.
+    pub(super) fn administrator(&self, config: &KafkaConfig) -> Result<&AdminClient<Context>, LogError> {
+        if let Some(sasl) = &config.sasl {
+            sasl.hand_token(self.administrator.inner().native_ptr())?;
+        }
+        Ok(&self.administrator)
+    }
 }
 
 impl Admin {
     pub(super) fn open(config: &KafkaConfig) -> Result<Self, LogError> {
-        let what = "cannot make the administrator's client";
-        let context = || Context::new(config.sasl.clone(), config.assignor);
-        let client =
-            config.client()?.create_with_context(context()).map_err(|e| error::from_kafka(&e, what))?;
-        let asker =
-            config.consumer()?.create_with_context(context()).map_err(|e| error::from_kafka(&e, what))?;
-        Ok(Self { client, asker, config: config.clone() })
+        let rotation = Rotation::new(config);
+        let clients = Arc::new(Clients::make(config)?);
+        Ok(Self { kept: Mutex::new(Kept { clients, rotation }), config: config.clone() })
     }
 
-    /// The client for questions. Serves its queue first, so that tokens and log lines do not pile up.
-    pub(super) fn client(&self) -> &Client<Context> {
-        while let Some(_served) = self.asker.poll(Duration::ZERO) {}
-        self.asker.client()
+    /// The clients, with the credentials of now. Serves their queue first, so that tokens and log lines do not pile up.
+    pub(super) fn clients(&self) -> Result<Arc<Clients>, LogError> {
+        let mut kept = self.kept.lock();
+        let Kept { clients, rotation } = &mut *kept;
+        if rotation.look([clients.client().native_ptr(), clients.administrator.inner().native_ptr()]) {
+            let fresh = Rotation::new(&self.config);
+            (*clients, *rotation) = (Arc::new(Clients::make(&self.config)?), fresh);
+        }
+        while let Some(_served) = clients.asker.poll(Duration::ZERO) {}
+        Ok(clients.clone())
     }
 
     pub(super) fn wait(&self) -> Duration {
         self.config.timing.socket
-    }
-
-    /// The administrator's client, logged in: its own thread serves answers only, so it never asks for a token.
-    pub(super) fn administrator(&self) -> Result<&AdminClient<Context>, LogError> {
-        if let Some(sasl) = &self.config.sasl {
-            sasl.hand_token(self.client.inner().native_ptr())?;
-        }
-        Ok(&self.client)
     }
 
     fn options(&self) -> AdminOptions {
@@ -63,7 +95,7 @@ impl Admin {
     }
 
     fn brokers(&self) -> Result<usize, LogError> {
-        let metadata = self.client().fetch_metadata(None, self.wait());
+        let metadata = self.clients()?.client().fetch_metadata(None, self.wait());
         Ok(metadata.map_err(|e| error::from_kafka(&e, "cannot reach the cluster"))?.brokers().len())
     }
 
@@ -81,14 +113,15 @@ impl Admin {
             topic = topic.set(key, value);
         }
         let options = self.options().validate_only(only_ask);
-        let answers = block_on(self.administrator()?.create_topics([&topic], &options))
-            .map_err(|e| error::from_kafka(&e, &format!("cannot create topic {name}")))?;
+        let answers =
+            block_on(self.clients()?.administrator(&self.config)?.create_topics([&topic], &options))
+                .map_err(|e| error::from_kafka(&e, &format!("cannot create topic {name}")))?;
         Ok(answers.into_iter().next().map_or(Ok(()), |answer| answer.map(drop).map_err(|(_, code)| code)))
     }
 
     /// Waits until the cluster shows a topic, or shows it no more.
     fn settle(&self, name: &TopicName, wanted: bool) -> Result<(), LogError> {
-        let shown = || Ok(topics::identity(self.client(), name, self.wait())?.is_some() == wanted);
+        let shown = || Ok(topics::identity(self.clients()?.client(), name, self.wait())?.is_some() == wanted);
         self.settled(shown, || {
             format!("topic {name} is not {} everywhere yet", if wanted { "created" } else { "deleted" })
         })
@@ -126,7 +159,7 @@ impl Admin {
     }
 
     fn partitions(&self, name: &TopicName) -> Result<u32, LogError> {
-        topics::partitions_of(self.client(), name, self.wait())
+        topics::partitions_of(self.clients()?.client(), name, self.wait())
     }
 }
 
@@ -134,14 +167,20 @@ impl TopicAdmin for Admin {
     fn create(&self, name: &TopicName, config: &TopicConfig) -> Result<(), LogError> {
         match self.create_topic(name.as_str(), config, false)? {
             Ok(()) => self.settle(name, true),
-            Err(Code::TopicAlreadyExists) => Err(LogError::TopicExists(name.clone())),
+            Err(Code::TopicAlreadyExists) => {
+                // Perhaps only just, by somebody else: who asks for it next must find it.
+                self.settle(name, true)?;
+                Err(LogError::TopicExists(name.clone()))
+            }
             Err(code) => Err(error::from_code(code, &format!("cannot create topic {name}"))),
         }
     }
 
     fn delete(&self, name: &TopicName) -> Result<(), LogError> {
         let what = format!("cannot delete topic {name}");
-        let answers = block_on(self.administrator()?.delete_topics(&[name.as_str()], &self.options()))
+        let clients = self.clients()?;
+        let administrator = clients.administrator(&self.config)?;
+        let answers = block_on(administrator.delete_topics(&[name.as_str()], &self.options()))
             .map_err(|e| error::from_kafka(&e, &what))?;
         match answers.into_iter().next() {
             Some(Err((_, Code::UnknownTopicOrPartition | Code::UnknownTopic))) => {
@@ -158,7 +197,9 @@ impl TopicAdmin for Admin {
         }
         let what = format!("cannot give {name} {partitions} partitions");
         let wanted = NewPartitions::new(name.as_str(), partitions as usize);
-        let answers = block_on(self.administrator()?.create_partitions([&wanted], &self.options()))
+        let clients = self.clients()?;
+        let administrator = clients.administrator(&self.config)?;
+        let answers = block_on(administrator.create_partitions([&wanted], &self.options()))
             .map_err(|e| error::from_kafka(&e, &what))?;
         match answers.into_iter().next() {
             // Somebody else was first.
@@ -170,8 +211,9 @@ impl TopicAdmin for Admin {
     }
 
     fn list(&self) -> Result<Vec<TopicInfo>, LogError> {
-        let metadata = self
-            .client()
+        let clients = self.clients()?;
+        let client = clients.client();
+        let metadata = client
             .fetch_metadata(None, self.wait())
             .map_err(|e| error::from_kafka(&e, "cannot list topics"))?;
         let mut names: Vec<(TopicName, u32)> = metadata
@@ -180,13 +222,11 @@ impl TopicAdmin for Admin {
             .filter_map(|topic| Some((topic.name().parse().ok()?, topic.partitions().len() as u32)))
             .collect();
         names.sort();
-        let configs = topics::configs(self.client(), &names, self.wait())?;
+        let configs = topics::configs(client, &names, self.wait())?;
         let mut infos = Vec::with_capacity(names.len());
         for ((name, _), config) in names.into_iter().zip(configs) {
             // Deleted while we asked: left out.
-            if let (Some(config), Some((id, _))) =
-                (config, topics::identity(self.client(), &name, self.wait())?)
-            {
+            if let (Some(config), Some((id, _))) = (config, topics::identity(client, &name, self.wait())?) {
                 infos.push(TopicInfo { name, id, config });
             }
         }
@@ -194,14 +234,15 @@ impl TopicAdmin for Admin {
     }
 
     fn describe(&self, name: &TopicName) -> Result<Option<TopicInfo>, LogError> {
-        topics::look_at(self.client(), name, self.wait())
+        topics::look_at(self.clients()?.client(), name, self.wait())
     }
 
     fn extents(&self, name: &TopicName) -> Result<Vec<Extent>, LogError> {
         let what = format!("cannot ask where {name} starts and ends");
-        (0..self.partitions(name)?)
+        let clients = self.clients()?;
+        (0..topics::partitions_of(clients.client(), name, self.wait())?)
             .map(|partition| {
-                let ends = self.asker.fetch_watermarks(name.as_str(), partition as i32, self.wait());
+                let ends = clients.asker.fetch_watermarks(name.as_str(), partition as i32, self.wait());
                 let (first, end) = ends.map_err(|e| error::from_kafka(&e, &what))?;
                 Ok(Extent { first, end })
             })
@@ -216,8 +257,8 @@ impl TopicAdmin for Admin {
             list.add_partition_offset(name.as_str(), partition, KafkaOffset::Offset(timestamp.max(0)))
                 .map_err(|e| error::from_kafka(&e, &what))?;
         }
-        let found =
-            self.asker.offsets_for_times(list, self.wait()).map_err(|e| error::from_kafka(&e, &what))?;
+        let found = self.clients()?.asker.offsets_for_times(list, self.wait());
+        let found = found.map_err(|e| error::from_kafka(&e, &what))?;
         let offset = |(partition, extent): (usize, &Extent)| match found
             .find_partition(name.as_str(), partition as i32)
             .map(|element| element.offset())

@@ -4,10 +4,11 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tracing::info;
 
 use super::config::{KafkaConfig, Mechanism};
 use super::{error, ffi};
@@ -133,7 +134,7 @@ fn claims(token: &str) -> Option<(String, i64)> {
 
 /// What changed on disk since it was last asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rotated {
+enum Changed {
     Nothing,
     /// Passwords can be given to a living client.
     Login,
@@ -141,39 +142,85 @@ pub(super) enum Rotated {
     Certificates,
 }
 
-/// Watches the files of a configuration by their times of change.
+/// Keeps the clients of one owner let in: watches the files of a configuration by their times of change, and hands
+/// out what changed. To be made before the clients, so that nothing changes unnoticed in between.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct Rotation {
+    sasl: Option<Credentials>,
     login: Vec<PathBuf>,
     certificates: Vec<PathBuf>,
     seen: (Vec<Option<SystemTime>>, Vec<Option<SystemTime>>),
+    looked: Instant,
+    is_stale: bool,
 }
 
-impl Watch {
-    /// How often it is worth looking.
+impl Rotation {
+    /// How often it is worth looking for who comes by all the time.
     pub(super) const INTERVAL: Duration = Duration::from_secs(5);
 
     pub(super) fn new(config: &KafkaConfig) -> Self {
-        let login = config.sasl.iter().flat_map(Credentials::files).map(Path::to_owned).collect();
+        let login: Vec<_> = config.sasl.iter().flat_map(Credentials::files).map(Path::to_owned).collect();
         let certificates = config.tls.iter().flat_map(|tls| {
             let identity = tls.identity.iter().flat_map(|(certificate, key)| [certificate, key]);
             tls.ca_file.iter().chain(identity).chain(&tls.key_password_file).cloned().collect::<Vec<_>>()
         });
-        let mut watch = Self { login, certificates: certificates.collect(), seen: (vec![], vec![]) };
-        watch.look();
-        watch
+        let certificates: Vec<_> = certificates.collect();
+        let seen = (times(&login), times(&certificates));
+        let sasl = config.sasl.clone();
+        Self { sasl, login, certificates, seen, looked: Instant::now(), is_stale: false }
     }
 
-    /// Looks at the files: what changed since the last look.
-    pub(super) fn look(&mut self) -> Rotated {
+    /// As `look`, unless that was done just now.
+    pub(super) fn look_now_and_then(&mut self, clients: impl IntoIterator<Item = ffi::Client>) -> bool {
+        if self.looked.elapsed() < Self::INTERVAL {
+            return self.is_stale;
+        }
+        self.look(clients)
+    }
+
+    /// Gives a changed user and password to the clients, for their next connections. Whether certificates changed
+    /// instead: then the clients, and this, have to be made anew.
+    pub(super) fn look(&mut self, clients: impl IntoIterator<Item = ffi::Client>) -> bool {
+        self.looked = Instant::now();
+        match self.changed() {
+            Changed::Nothing => {}
+            Changed::Certificates => {
+                info!("the TLS files changed: clients are made anew");
+                self.is_stale = true;
+            }
+            Changed::Login => self.hand_out(clients),
+        }
+        self.is_stale
+    }
+
+    fn hand_out(&mut self, clients: impl IntoIterator<Item = ffi::Client>) {
+        let (user, password) = match self.sasl.as_ref().map(Credentials::login) {
+            Some(Ok(Some(login))) => login,
+            // A token: clients ask for theirs.
+            Some(Ok(None)) | None => return,
+            Some(Err(error)) => {
+                info!(%error, "the credentials changed and cannot be read: tried again");
+                self.seen.0.clear();
+                return;
+            }
+        };
+        info!("the credentials changed: they are used from the next connection on");
+        for client in clients {
+            if let Err(error) = ffi::set_login(client, user.expose(), password.expose()) {
+                info!(%error, "could not hand over the new credentials");
+            }
+        }
+    }
+
+    fn changed(&mut self) -> Changed {
         let now = (times(&self.login), times(&self.certificates));
         let before = std::mem::replace(&mut self.seen, now);
         if before.1 != self.seen.1 {
-            Rotated::Certificates
+            Changed::Certificates
         } else if before.0 != self.seen.0 {
-            Rotated::Login
+            Changed::Login
         } else {
-            Rotated::Nothing
+            Changed::Nothing
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A context only writes down; the session that owns the client acts. Rebalances in particular are not
 //! answered here, so that partitions stay owned until the lane has committed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -46,9 +46,19 @@ pub(super) struct Context {
     last_error: Mutex<Option<(Code, String)>>,
     connection_errors: AtomicU64,
     closing: AtomicBool,
+    /// What brokers said that they take, where somebody wants to know.
+    versions: Option<Mutex<Versions>>,
 }
 
+/// The newest version of each request, by its key, that a broker takes; by the broker's address.
+pub(super) type Versions = BTreeMap<String, BTreeMap<i16, i16>>;
+
 impl Context {
+    /// One that collects what brokers say of their versions. Its client needs `debug=feature`.
+    pub(super) fn listening(credentials: Option<Credentials>, assignor: Assignor) -> Self {
+        Self { versions: Some(Mutex::default()), ..Self::new(credentials, assignor) }
+    }
+
     pub(super) fn new(credentials: Option<Credentials>, assignor: Assignor) -> Self {
         Self {
             credentials,
@@ -58,7 +68,23 @@ impl Context {
             last_error: Mutex::default(),
             connection_errors: AtomicU64::new(0),
             closing: AtomicBool::new(false),
+            versions: None,
         }
+    }
+
+    pub(super) fn versions(&self) -> Versions {
+        self.versions.as_ref().map(|versions| versions.lock().clone()).unwrap_or_default()
+    }
+
+    /// Takes in a line about versions: whether somebody wanted it.
+    fn listen(&self, facility: &str, text: &str) -> bool {
+        let Some(versions) = self.versions.as_ref().filter(|_| facility == "APIVERSION") else {
+            return false;
+        };
+        if let Some((broker, request, newest)) = version_in(text) {
+            versions.lock().entry(broker.to_owned()).or_default().insert(request, newest);
+        }
+        true
     }
 
     pub(super) fn next_rebalance(&self) -> Option<Rebalance> {
@@ -86,10 +112,25 @@ impl Context {
     }
 }
 
+/// Broker, request and newest version in `[thrd:…]: BROKER:   ApiKey NAME (KEY) Versions OLDEST..NEWEST`: librdkafka
+/// keeps what it knows of versions to itself, but for this line.
+fn version_in(text: &str) -> Option<(&str, i16, i16)> {
+    let (head, tail) = text.split_once("ApiKey ")?;
+    // Before the slash: a broker is called `bootstrap` there first, and by its number later.
+    let (broker, _) = head.rsplit("]: ").next()?.rsplit_once('/')?;
+    let (_, key) = tail.split_once('(')?;
+    let (key, versions) = key.split_once(')')?;
+    let (_, newest) = versions.rsplit_once("..")?;
+    Some((broker, key.parse().ok()?, newest.trim().parse().ok()?))
+}
+
 impl ClientContext for Context {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        if self.listen(facility, text) {
+            return;
+        }
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 warn!(facility, "librdkafka: {text}");
@@ -178,5 +219,17 @@ impl ProducerContext for Context {
             partition: message.partition(),
             code,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_the_line_that_tells_them() {
+        let line = "[thrd:127.0.0.1:9092/bootstrap]: 127.0.0.1:9092/1:   ApiKey Fetch (1) Versions 4..18";
+        assert_eq!(version_in(line), Some(("127.0.0.1:9092", 1, 18)));
+        assert_eq!(version_in("[thrd:x]: x/1: Broker API support:"), None);
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::Consumer;
 
 use super::config::KafkaConfig;
-use super::reader::TopicReader;
+use super::reader::{Patience, TopicReader};
 use super::topics;
 use crate::core::names::TopicName;
 use crate::ports::{Cleanup, Fold, FoldEvent, LogError, ReadFrom, Reader, TopicInfo};
@@ -45,7 +45,7 @@ impl TopicFold {
 
     fn begin(&mut self) -> Result<(), LogError> {
         let wait = self.config.timing.socket;
-        let reader = TopicReader::open(&self.config, &self.topic, None, ReadFrom::Start)?;
+        let reader = TopicReader::open(&self.config, &self.topic, None, ReadFrom::Start, Patience::Follow)?;
         let client = reader.consumer().client();
         let found = topics::look_at(client, &self.topic, wait)?;
         let TopicInfo { id, config: found, .. } =
@@ -73,7 +73,9 @@ impl TopicFold {
     /// Whether the topic is still the one that we began with.
     fn is_same(&mut self) -> Result<bool, LogError> {
         self.checked = Instant::now();
-        let Some(reader) = &self.reader else { return Ok(false) };
+        let Some(reader) = &mut self.reader else { return Ok(false) };
+        // An old password would fail here, before the next fetch could notice the new one.
+        reader.serve()?;
         let found = topics::identity(reader.consumer().client(), &self.topic, self.config.timing.socket)?;
         Ok(found.is_some_and(|(id, _)| id == self.id))
     }

@@ -37,7 +37,8 @@ impl Admin {
 
     /// The client ids of the group's members.
     fn client_ids(&self, group: &ConsumerGroup) -> Result<Vec<String>, LogError> {
-        let client = self.administrator()?.inner().native_ptr();
+        let clients = self.clients()?;
+        let client = clients.administrator(&self.config)?.inner().native_ptr();
         ffi::members(client, group.as_str(), self.wait())
             .map_err(|code| error::from_code(code, &format!("cannot look at group {group}")))
     }
@@ -87,6 +88,7 @@ impl Admin {
 
     fn everything(&self) -> Result<TopicPartitionList, LogError> {
         let metadata = self
+            .clients()?
             .client()
             .fetch_metadata(None, self.wait())
             .map_err(|e| error::from_kafka(&e, "cannot list topics"))?;
@@ -103,6 +105,7 @@ impl Admin {
 impl Offsets for Admin {
     fn groups(&self) -> Result<Vec<ConsumerGroup>, LogError> {
         let list = self
+            .clients()?
             .client()
             .fetch_group_list(None, self.wait())
             .map_err(|e| error::from_kafka(&e, "cannot list consumer groups"))?;
@@ -163,7 +166,8 @@ impl Offsets for Admin {
     fn delete(&self, group: &ConsumerGroup) -> Result<(), LogError> {
         let options = AdminOptions::new().request_timeout(Some(self.wait()));
         let what = format!("cannot delete group {group}");
-        let administrator = self.administrator()?;
+        let clients = self.clients()?;
+        let administrator = clients.administrator(&self.config)?;
         self.while_coordinator_wakes(|| {
             let answers = block_on(administrator.delete_groups(&[group.as_str()], &options))
                 .map_err(|e| (error::code(&e), error::from_kafka(&e, &what)))?;

@@ -12,6 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
+use super::auth::Rotation;
 use super::config::KafkaConfig;
 use super::context::Context;
 use super::{error, ffi, topics};
@@ -66,12 +67,14 @@ impl ProducerContext for Collector {
 pub(super) struct Sender {
     producer: BaseProducer<Collector>,
     config: KafkaConfig,
+    rotation: Rotation,
     known: Vec<(TopicName, u32, Instant)>,
     turn: u32,
 }
 
 impl Sender {
     pub(super) fn open(config: &KafkaConfig) -> Result<Self, LogError> {
+        let rotation = Rotation::new(config);
         let inner = Context::new(config.sasl.clone(), config.assignor);
         let context = Collector { inner, delivered: Mutex::default() };
         let producer: BaseProducer<Collector> = config
@@ -82,7 +85,7 @@ impl Sender {
         if let Some(sasl) = &config.sasl {
             sasl.hand_token(producer.client().native_ptr())?;
         }
-        Ok(Self { producer, config: config.clone(), known: Vec::new(), turn: 0 })
+        Ok(Self { producer, config: config.clone(), rotation, known: Vec::new(), turn: 0 })
     }
 
     fn partitions(&mut self, topic: &TopicName) -> Result<u32, LogError> {
@@ -112,6 +115,9 @@ impl Sender {
     }
 
     pub(super) fn send(&mut self, records: &[Produce]) -> Result<Vec<Produced>, LogError> {
+        if self.rotation.look([self.producer.client().native_ptr()]) {
+            *self = Self::open(&self.config)?;
+        }
         // It was not polled since it last sent: a token may have become due.
         for _ in 0..=ffi::events(self.producer.client().native_ptr()) {
             self.producer.poll(Duration::ZERO);

@@ -6,6 +6,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
+use super::auth::Rotation;
 use super::config::KafkaConfig;
 use super::context::Context;
 use super::ffi::{DataQueue, Message, Topic};
@@ -16,6 +17,19 @@ use crate::ports::{Fetched, LogError, ReadFrom, Reader};
 
 /// Most records that one `fetch` gives.
 const MOST: usize = 10_000;
+
+/// How long a broker may hold back its answer while there is nothing to send. What ends in the marker of a
+/// transaction is known to end there by such an empty answer only.
+const ONE_LOOK_MS: &str = "50";
+
+/// What a reader is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Somebody waits until it has read to the end.
+    OneLook,
+    /// It follows the topic for long.
+    Follow,
+}
 
 struct Position {
     partition: u32,
@@ -31,7 +45,9 @@ pub(super) struct TopicReader {
     positions: Vec<Position>,
     /// Where each position ended when the reader was opened or last asked.
     ends: Vec<Offset>,
-    wait: Duration,
+    config: KafkaConfig,
+    patience: Patience,
+    rotation: Rotation,
 }
 
 impl TopicReader {
@@ -40,45 +56,80 @@ impl TopicReader {
         name: &TopicName,
         partitions: Option<&[u32]>,
         from: ReadFrom,
+        patience: Patience,
     ) -> Result<Self, LogError> {
-        let context = Context::new(config.sasl.clone(), config.assignor);
-        let consumer: BaseConsumer<Context> = config
-            .consumer()?
-            .create_with_context(context)
-            .map_err(|e| error::from_kafka(&e, "cannot make a reader"))?;
-        if let Some(sasl) = &config.sasl {
-            sasl.hand_token(consumer.client().native_ptr())?;
-        }
-        let count = topics::partitions_of(consumer.client(), name, config.timing.socket)?;
+        let mut reader = Self::connect(config, name, patience)?;
+        let count = topics::partitions_of(reader.consumer.client(), name, config.timing.socket)?;
         let all: Vec<u32> = (0..count).collect();
         let partitions = partitions.unwrap_or(&all);
         if let Some(&partition) = partitions.iter().find(|partition| **partition >= count) {
             return Err(LogError::UnknownPartition { topic: name.clone(), partition, count });
         }
-        let native = consumer.client().native_ptr();
-        let topic = Topic::new(native, name.as_str())
-            .ok_or_else(|| LogError::Unavailable(format!("cannot open topic {name}")))?;
-        let mut reader = Self {
-            data: DataQueue::new(native, 1000),
-            topic,
-            name: name.clone(),
-            consumer,
-            positions: Vec::new(),
-            ends: Vec::new(),
-            wait: config.timing.socket,
-        };
         for &partition in partitions {
             let (next, end) = reader.place(partition, from)?;
-            reader.data.start(&reader.topic, partition, next).map_err(|code| reader.failed(code, ""))?;
-            reader.positions.push(Position { partition, next });
-            reader.ends.push(end);
+            reader.begin(partition, next, end)?;
         }
         Ok(reader)
     }
 
+    /// A reader of nothing yet.
+    fn connect(config: &KafkaConfig, name: &TopicName, patience: Patience) -> Result<Self, LogError> {
+        let rotation = Rotation::new(config);
+        let context = Context::new(config.sasl.clone(), config.assignor);
+        let mut client = config.consumer()?;
+        if patience == Patience::OneLook {
+            client.set("fetch.wait.max.ms", ONE_LOOK_MS);
+        }
+        let consumer: BaseConsumer<Context> =
+            client.create_with_context(context).map_err(|e| error::from_kafka(&e, "cannot make a reader"))?;
+        if let Some(sasl) = &config.sasl {
+            sasl.hand_token(consumer.client().native_ptr())?;
+        }
+        let native = consumer.client().native_ptr();
+        let topic = Topic::new(native, name.as_str())
+            .ok_or_else(|| LogError::Unavailable(format!("cannot open topic {name}")))?;
+        Ok(Self {
+            data: DataQueue::new(native, 1000),
+            topic,
+            name: name.clone(),
+            consumer,
+            config: config.clone(),
+            patience,
+            rotation,
+            positions: Vec::new(),
+            ends: Vec::new(),
+        })
+    }
+
+    fn begin(&mut self, partition: u32, next: Offset, end: Offset) -> Result<(), LogError> {
+        self.data.start(&self.topic, partition, next).map_err(|code| self.failed(code, ""))?;
+        self.positions.push(Position { partition, next });
+        self.ends.push(end);
+        Ok(())
+    }
+
+    /// Goes on with clients of its own making, where it stands.
+    fn renew(&mut self) -> Result<(), LogError> {
+        let mut fresh = Self::connect(&self.config, &self.name, self.patience)?;
+        for (position, end) in self.positions.iter().zip(&self.ends) {
+            fresh.begin(position.partition, position.next, *end)?;
+        }
+        *self = fresh;
+        Ok(())
+    }
+
+    /// Keeps the client let in, before it is used. Errors of connections mend themselves.
+    pub(super) fn serve(&mut self) -> Result<(), LogError> {
+        if self.rotation.look_now_and_then([self.consumer.client().native_ptr()]) {
+            self.renew()?;
+        }
+        while let Some(_served) = self.consumer.poll(Duration::ZERO) {}
+        Ok(())
+    }
+
     fn watermarks(&self, partition: u32) -> Result<(Offset, Offset), LogError> {
         self.consumer
-            .fetch_watermarks(self.name.as_str(), partition as i32, self.wait)
+            .fetch_watermarks(self.name.as_str(), partition as i32, self.config.timing.socket)
             .map_err(|e| error::from_kafka(&e, &format!("cannot ask where {} ends", self.name)))
     }
 
@@ -95,7 +146,7 @@ impl TopicReader {
                 let mut list = TopicPartitionList::new();
                 list.add_partition_offset(topic, number, KafkaOffset::Offset(timestamp.max(0)))
                     .map_err(|e| error::from_kafka(&e, &what))?;
-                let found = self.consumer.offsets_for_times(list, self.wait);
+                let found = self.consumer.offsets_for_times(list, self.config.timing.socket);
                 let found = found.map_err(|e| error::from_kafka(&e, &what))?;
                 match found.find_partition(topic, number).map(|element| element.offset()) {
                     Some(KafkaOffset::Offset(offset)) => offset,
@@ -137,8 +188,7 @@ fn fetched(message: &Message<'_>) -> Fetched {
 
 impl Reader for TopicReader {
     fn fetch(&mut self, wait: Duration) -> Result<Vec<Fetched>, LogError> {
-        // Serves tokens and log lines; errors of connections mend themselves.
-        while let Some(_served) = self.consumer.poll(Duration::ZERO) {}
+        self.serve()?;
         let mut records = Vec::new();
         let mut failure = None;
         let deadline = std::time::Instant::now() + wait;

@@ -8,15 +8,17 @@ mod messages;
 mod outlet;
 mod start;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use tracing::info;
+use tracing::{debug, info};
 
 use self::intake::Intake;
 use self::outlet::Outlet;
-use super::auth::{Credentials, Rotated, Watch};
+use self::start::Memory;
+use super::auth::Rotation;
 use super::config::KafkaConfig;
-use super::ffi;
+use crate::core::disposition::Disposition;
 use crate::core::ledger::{Ledger, TopicPartition};
 use crate::core::names::TopicName;
 use crate::core::record::{Batch, Offset};
@@ -38,14 +40,19 @@ pub(super) struct Session {
     config: KafkaConfig,
     spec: LaneSpec,
     mode: Mode,
-    watch: Watch,
-    looked: Instant,
+    rotation: Rotation,
+    memory: Memory,
+    /// When start offsets were committed last, or were tried to be.
+    kept: Option<Instant>,
     /// Why only `rewind` is allowed.
     broken: Option<&'static str>,
     /// The clients are to be made anew as soon as the lane has let go.
     stale: bool,
     lost: Vec<TopicPartition>,
 }
+
+/// How often start offsets are tried to be committed.
+const KEEP_EVERY: Duration = Duration::from_millis(200);
 
 impl Session {
     pub(super) fn open(
@@ -55,6 +62,7 @@ impl Session {
         outputs: &[(TopicName, Option<TopicConfig>)],
     ) -> Result<Self, LogError> {
         let id = (mode == Mode::ExactlyOnce).then(|| spec.transactional_id.clone());
+        let rotation = Rotation::new(config);
         // First the producer: it fences the slot's forerunner, whose open transaction would otherwise hold
         // back the committed offsets until it times out.
         let outlet = Outlet::open(config, outputs, id)?;
@@ -64,8 +72,9 @@ impl Session {
             config: config.clone(),
             spec: spec.clone(),
             mode,
-            watch: Watch::new(config),
-            looked: Instant::now(),
+            rotation,
+            memory: Memory::default(),
+            kept: None,
             broken: None,
             stale: false,
             lost: Vec::new(),
@@ -74,38 +83,74 @@ impl Session {
 
     /// Picks up credentials that changed on disk.
     fn look_at_credentials(&mut self) {
-        if self.looked.elapsed() < Watch::INTERVAL {
-            return;
-        }
-        self.looked = Instant::now();
-        match self.watch.look() {
-            Rotated::Nothing => {}
-            Rotated::Certificates => {
-                info!("the TLS files changed: the lane's clients are made anew");
-                self.stale = true;
-            }
-            Rotated::Login => {
-                let Some(Ok(Some((user, password)))) = self.config.sasl.as_ref().map(Credentials::login)
-                else {
-                    return;
-                };
-                info!("the credentials changed: they are used from the next connection on");
-                let intake = self.intake.as_ref().map(Intake::client);
-                for client in intake.into_iter().chain(self.outlet.client()) {
-                    if let Err(error) = ffi::set_login(client, user.expose(), password.expose()) {
-                        info!(%error, "could not hand over the new credentials");
-                    }
-                }
-            }
-        }
+        let intake = self.intake.as_ref().map(Intake::client);
+        let clients = intake.into_iter().chain(self.outlet.client());
+        self.stale |= self.rotation.look_now_and_then(clients);
     }
 
     fn reopen(&mut self) -> Result<(), LogError> {
         self.intake = None;
+        self.rotation = Rotation::new(&self.config);
         self.outlet.renew()?;
         self.intake = Some(Intake::open(&self.config, &self.spec)?);
         self.stale = false;
         Ok(())
+    }
+
+    /// Commits where partitions start that never committed, if possible before a record of them is handed out: whoever
+    /// has them next starts there too, and not, say, at a later `Latest`. By the way of every other commit: one that
+    /// went a way of its own could come late, after records were committed, and have them done again.
+    fn keep_starts(&mut self) -> Result<(), LogError> {
+        let Some(intake) = &self.intake else { return Ok(()) };
+        // An open transaction takes them along when it is committed.
+        let is_free = self.broken.is_none() && !self.outlet.is_open();
+        if self.memory.is_settled() || !is_free || self.kept.is_some_and(|at| at.elapsed() < KEEP_EVERY) {
+            return Ok(());
+        }
+        if self.memory.uncommitted(intake.owned()).next().is_none() {
+            return Ok(());
+        }
+        self.kept = Some(Instant::now());
+        match self.commit(&Ledger::default()) {
+            // For instance a rebalance, which has to be served first. Nothing of the lane is in it.
+            Err(error) if error.disposition() == Disposition::Transient => {
+                debug!(%error, "the start offsets are not committed yet: tried again");
+                self.outlet.abort()?;
+                self.broken = None;
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// What the ledger has, and the starts of partitions that are not in it, committed.
+    fn commit(&mut self, ledger: &Ledger) -> Result<(), LogError> {
+        let Some(intake) = &self.intake else {
+            return Err(LogError::Unavailable("the lane has no consumer: rewind".to_owned()));
+        };
+        let mut offsets: BTreeMap<&TopicPartition, Offset> =
+            self.memory.uncommitted(intake.owned()).collect();
+        offsets.extend(ledger.uncommitted());
+        let list = start::list(offsets.iter().map(|(partition, offset)| (*partition, *offset)));
+        let partitions: Vec<TopicPartition> = offsets.into_keys().cloned().collect();
+        let done = match self.mode {
+            Mode::ExactlyOnce => {
+                // Fresh for every commit: it carries the generation, by which the broker fences a zombie.
+                let group = intake
+                    .group_metadata()
+                    .ok_or_else(|| LogError::Unavailable("the lane is in no group".to_owned()))?;
+                self.outlet.commit(&list, &group)
+            }
+            Mode::AtLeastOnce => self
+                .outlet
+                .flush()
+                .and_then(|()| if list.count() > 0 { intake.commit(&list) } else { Ok(()) }),
+        };
+        match &done {
+            Ok(()) => self.memory.committed(&partitions),
+            Err(_) => self.broken = Some("the last commit failed"),
+        }
+        done
     }
 
     fn check_usable(&self) -> Result<(), LogError> {
@@ -121,7 +166,7 @@ impl LaneSession for Session {
         self.outlet.serve();
         self.look_at_credentials();
         if self.stale && self.lost.is_empty() {
-            self.lost = self.intake.as_ref().map(Intake::owned).unwrap_or_default();
+            self.lost = self.intake.iter().flat_map(Intake::owned).cloned().collect();
             if !self.lost.is_empty() {
                 return Event::Revoking { partitions: self.lost.clone(), lost: false };
             }
@@ -129,8 +174,11 @@ impl LaneSession for Session {
                 return Event::Failed(error);
             }
         }
+        if let Err(error) = self.keep_starts() {
+            return Event::Failed(error);
+        }
         match &mut self.intake {
-            Some(intake) => intake.poll(batch, wait, &self.spec),
+            Some(intake) => intake.poll(batch, wait, &self.spec, &mut self.memory),
             None => Event::Failed(LogError::Unavailable("the lane has no consumer: rewind".to_owned())),
         }
     }
@@ -145,26 +193,7 @@ impl LaneSession for Session {
         if !self.outlet.is_open() && !ledger.is_dirty() {
             return Ok(());
         }
-        let Some(intake) = &self.intake else {
-            return Err(LogError::Unavailable("the lane has no consumer: rewind".to_owned()));
-        };
-        let done = match self.mode {
-            Mode::ExactlyOnce => {
-                // Fresh for every commit: it carries the generation, by which the broker fences a zombie.
-                let group = intake
-                    .group_metadata()
-                    .ok_or_else(|| LogError::Unavailable("the lane is in no group".to_owned()))?;
-                self.outlet.commit(&start::list(ledger.uncommitted()), &group)
-            }
-            Mode::AtLeastOnce => self
-                .outlet
-                .flush()
-                .and_then(|()| if ledger.is_dirty() { intake.commit(ledger.uncommitted()) } else { Ok(()) }),
-        };
-        if done.is_err() {
-            self.broken = Some("the last commit failed");
-        }
-        done
+        self.commit(ledger)
     }
 
     fn rewind(&mut self) -> Result<(), LogError> {
@@ -176,7 +205,7 @@ impl LaneSession for Session {
         self.broken = Some("a rewind did not go through");
         self.outlet.abort()?;
         if let Some(intake) = &mut self.intake
-            && !intake.rewind(&self.spec)?
+            && !intake.rewind(&self.spec, &mut self.memory)?
         {
             // Nothing is handed out before the lane has let go of its partitions.
             info!("the consumer cannot be set back: the lane's clients are made anew");
@@ -216,9 +245,13 @@ impl LaneSession for Session {
         }
         let Some(intake) = &mut self.intake else { return };
         intake.release();
-        if was_open && !intake.owned().is_empty() {
+        if was_open && intake.owned().next().is_some() {
             self.broken = Some("records of partitions that stay were dropped with those that left");
         }
+    }
+
+    fn starts(&mut self) -> Vec<(TopicPartition, Offset)> {
+        self.intake.as_ref().map(Intake::starts).unwrap_or_default()
     }
 
     fn end_offsets(&mut self) -> Vec<(TopicPartition, Offset)> {

@@ -1,10 +1,12 @@
-//! A writer that fences its forerunner: a transactional producer under a fixed id.
+//! A writer that fences its forerunner: a transactional producer under a fixed id. On a cluster without transactions
+//! there is no fence, and records become visible one by one.
 
 use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseProducer, Producer};
 
+use super::auth::Rotation;
 use super::config::{KafkaConfig, was_asked_twice};
 use super::context::Context;
 use super::ffi::{self, Topic};
@@ -55,21 +57,30 @@ pub(super) struct Writer {
     topic: Option<Topic>,
     producer: Option<BaseProducer<Context>>,
     config: KafkaConfig,
+    rotation: Rotation,
     name: TopicName,
     id: String,
     partitions: u32,
+    has_transactions: bool,
     fenced: bool,
 }
 
 impl Writer {
-    pub(super) fn open(config: &KafkaConfig, name: &TopicName, id: &str) -> Result<Self, LogError> {
+    pub(super) fn open(
+        config: &KafkaConfig,
+        name: &TopicName,
+        id: &str,
+        has_transactions: bool,
+    ) -> Result<Self, LogError> {
         let mut writer = Self {
             topic: None,
             producer: None,
             config: config.clone(),
+            rotation: Rotation::new(config),
             name: name.clone(),
             id: id.to_owned(),
             partitions: 0,
+            has_transactions,
             fenced: false,
         };
         writer.renew()?;
@@ -77,11 +88,13 @@ impl Writer {
     }
 
     fn renew(&mut self) -> Result<(), LogError> {
-        self.topic = None;
-        self.producer = None;
+        self.drop_client();
+        self.rotation = Rotation::new(&self.config);
         let mut client = self.config.producer()?;
-        client.set("transactional.id", &self.id);
-        client.set("transaction.timeout.ms", TIMEOUT.as_millis().to_string());
+        if self.has_transactions {
+            client.set("transactional.id", &self.id);
+            client.set("transaction.timeout.ms", TIMEOUT.as_millis().to_string());
+        }
         client.set("socket.timeout.ms", (TIMEOUT.as_millis() - 1000).to_string());
         client.set("message.timeout.ms", TIMEOUT.as_millis().to_string());
         client.set("linger.ms", "0");
@@ -89,11 +102,20 @@ impl Writer {
         let context = Context::new(self.config.sasl.clone(), self.config.assignor);
         let producer: BaseProducer<Context> =
             client.create_with_context(context).map_err(|e| error::from_kafka(&e, "cannot make a writer"))?;
-        init(&producer, TIMEOUT * 2)?;
+        if self.has_transactions {
+            init(&producer, TIMEOUT * 2)?;
+        } else if let Some(sasl) = &self.config.sasl {
+            sasl.hand_token(producer.client().native_ptr())?;
+        }
         self.partitions = topics::partitions_of(producer.client(), &self.name, TIMEOUT)?;
         self.topic = Topic::new(producer.client().native_ptr(), self.name.as_str());
         self.producer = Some(producer);
         Ok(())
+    }
+
+    fn drop_client(&mut self) {
+        self.topic = None;
+        self.producer = None;
     }
 
     /// Whether the producer may be used again, once the records are in.
@@ -102,7 +124,9 @@ impl Writer {
             return Err(LogError::Unavailable("the writer has no client".to_owned()));
         };
         let what = format!("cannot write to {}", self.name);
-        producer.begin_transaction().map_err(|e| error::from_kafka(&e, &what))?;
+        if self.has_transactions {
+            producer.begin_transaction().map_err(|e| error::from_kafka(&e, &what))?;
+        }
         for keyed in records {
             let record = Record::new(Some(&keyed.key), keyed.value.as_deref()).payload();
             let bad = |e: crate::core::record::BadPayload| LogError::Corrupt(e.to_string());
@@ -128,6 +152,14 @@ impl Writer {
                 code => error::from_code(code, &what),
             });
         }
+        if !self.has_transactions {
+            return match producer.in_flight_count() {
+                0 => Ok(true),
+                _ => Err(LogError::Unavailable(format!(
+                    "{what}: the brokers did not take all records in time"
+                ))),
+            };
+        }
         let before = producer.context().connection_errors();
         let asked = Instant::now();
         let committed = producer.commit_transaction(TIMEOUT);
@@ -152,22 +184,26 @@ impl FencedWriter for Writer {
         if records.is_empty() {
             return Ok(());
         }
-        if self.producer.is_none() {
+        // It may have been idle for days: what it knows of credentials is looked at each time.
+        let client = self.producer.as_ref().map(|producer| producer.client().native_ptr());
+        if self.rotation.look(client) || self.producer.is_none() {
             self.renew()?;
         }
         let before = self.producer.as_ref().map(|producer| producer.context().connection_errors());
         match self.transaction(records) {
             Ok(true) => Ok(()),
             Ok(false) => {
-                self.topic = None;
-                self.producer = None;
+                self.drop_client();
                 Ok(())
             }
             Err(LogError::Fenced(_)) => {
                 self.fenced = true;
-                self.producer = None;
-                self.topic = None;
+                self.drop_client();
                 Err(LogError::Fenced(self.id.clone()))
+            }
+            Err(error) if !self.has_transactions => {
+                self.drop_client();
+                Err(error)
             }
             Err(error) => {
                 let aborted = self.producer.as_ref().map(|producer| {
@@ -175,8 +211,7 @@ impl FencedWriter for Writer {
                 });
                 let is_clean = aborted.is_some_and(|(result, after)| result.is_ok() && Some(after) == before);
                 if !is_clean || matches!(error, LogError::Uncertain(_)) {
-                    self.topic = None;
-                    self.producer = None;
+                    self.drop_client();
                 }
                 Err(error)
             }

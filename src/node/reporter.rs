@@ -116,6 +116,7 @@ impl Pen {
     fn is_due(&self, deployment: &DeploymentStatus, now: Instant) -> bool {
         let Some(Written { status, at }) = self.written.get(&deployment.identity) else { return true };
         let same_but_offsets = status.state == deployment.state
+            && status.reason == deployment.reason
             && status.generation == deployment.generation
             && status.last_error == deployment.last_error
             && status.partitions.len() == deployment.partitions.len();

@@ -243,7 +243,7 @@ impl Supervisor {
             &self.context.config,
             status,
             self.now_ms(),
-            &capabilities.description,
+            &capabilities.summary(),
             self.entries.values(),
         );
         Report { status, is_whole: self.is_caught_up }

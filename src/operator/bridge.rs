@@ -31,11 +31,6 @@ impl PoolKey {
         format!("{}/{}/{}", self.installation, self.namespace, self.name)
     }
 
-    /// Prefix of the control keys that nobody but this pool's operator writes.
-    pub fn scope(&self) -> String {
-        format!("deployment/{}/{}/{}/", self.installation, self.namespace, self.name)
-    }
-
     /// Whether its operator is the only one to write this deployment.
     pub fn owns(&self, identity: &Identity) -> bool {
         identity.installation == self.installation && identity.namespace == self.namespace
@@ -71,20 +66,21 @@ pub fn orphans(state: &DesiredState, pool: &PoolKey, resources: &BTreeSet<Identi
     orphaned.map(|identity| Keyed { key: key(&pool.name, identity), value: None }).collect()
 }
 
-/// The snapshot of a full write; `None` when the topic has the same one. It speaks for this pool's keys alone, so
-/// that what the command line deployed is left alone.
+/// The snapshot of a full write; `None` when the topic has the same one. It speaks for the keys of this pool's
+/// namespace alone, so that what others deployed is left alone.
 pub fn snapshot(state: &DesiredState, pool: &PoolKey, resources: &BTreeSet<Identity>) -> Option<Keyed> {
     let key_of =
         |identity: &Identity| ControlKey::Deployment(pool.name.clone(), identity.clone()).to_string();
     let keys: BTreeSet<String> = resources.iter().map(key_of).collect();
-    let before = state.snapshot(&pool.name);
-    if before.is_some_and(|before| before.keys == keys && before.scope == pool.scope()) {
+    let before = state.snapshot(&pool.installation, &pool.namespace, &pool.name);
+    if before.is_some_and(|before| before.keys == keys) {
         return None;
     }
     let generation = before.map_or(1, |before| before.generation + 1);
-    let snapshot = Snapshot { generation, keys, scope: pool.scope() };
+    let snapshot = Snapshot { generation, keys };
+    let at = ControlKey::Snapshot(pool.installation.clone(), pool.namespace.clone(), pool.name.clone());
     Some(Keyed {
-        key: ControlKey::Snapshot(pool.name.clone()).to_string().into_bytes(),
+        key: at.to_string().into_bytes(),
         value: Some(serde_json::to_vec(&snapshot).unwrap_or_default()),
     })
 }
@@ -96,12 +92,20 @@ pub fn cycle_with(
     identity: &Identity,
     deployment: &Deployment,
 ) -> Option<Vec<TopicName>> {
-    let others = state.of_pool(pool).filter_map(|(at, desired)| match desired {
-        Desired::Deployment(other) if at != identity => Some(other.as_ref()),
-        _ => None,
-    });
+    let others = || {
+        state.of_pool(pool).filter_map(|(at, desired)| match desired {
+            Desired::Deployment(other) if at != identity => Some(other.as_ref()),
+            _ => None,
+        })
+    };
+    // A loop leaves it by an output that somebody reads. Mostly nobody does, and a pool may have thousands.
+    let outputs = deployment.all_outputs();
+    let mut readers = others().chain([deployment]);
+    if !readers.any(|reader| reader.inputs().iter().any(|input| outputs.contains(input))) {
+        return None;
+    }
     // A loop among others only is theirs to report.
-    let cycle = crate::core::deployment::find_cycle(others.chain([deployment]))?;
+    let cycle = crate::core::deployment::find_cycle(others().chain([deployment]))?;
     cycle.iter().any(|topic| deployment.inputs().contains(topic)).then_some(cycle)
 }
 
@@ -223,6 +227,12 @@ mod tests {
         let record = snapshot(&state, &pool(), &resources).expect("there was none");
         written(&mut state, record);
         assert_eq!(snapshot(&state, &pool(), &resources), None);
+        // A pool of the same name in another namespace has one of its own, and each leaves the other's alone.
+        let other = PoolKey { namespace: "other".parse().unwrap(), ..pool() };
+        let record = snapshot(&state, &other, &BTreeSet::new()).expect("it has none");
+        written(&mut state, record);
+        assert_eq!(snapshot(&state, &pool(), &resources), None);
+        assert_eq!(snapshot(&state, &other, &BTreeSet::new()), None);
     }
 
     #[test]

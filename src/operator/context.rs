@@ -12,13 +12,14 @@ use kube::{Client, ResourceExt};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::core::names::{Identity, Installation};
+use crate::core::names::{Identity, Installation, Kind};
 use crate::operator::backoff::Backoff;
 use crate::operator::bridge::PoolKey;
 use crate::operator::crd::{Coprocessor, Pipeline, RuntimePool};
 use crate::operator::draft::DeploymentKind;
 use crate::operator::link::{Link, Notice};
 use crate::operator::metrics::Metrics;
+use crate::operator::questions::Questions;
 use crate::operator::resolution::Known;
 use crate::operator::world::{Connection, Logs, Modules};
 use crate::ports::Clock;
@@ -52,6 +53,16 @@ impl Filled {
     pub fn new() -> (watch::Sender<bool>, Self) {
         let (filled, told) = watch::channel(false);
         (filled, Self(told))
+    }
+
+    /// The same, from the way to say it.
+    pub fn of(filled: &watch::Sender<bool>) -> Self {
+        Self(filled.subscribe())
+    }
+
+    /// Whether it is.
+    pub fn is_filled(&self) -> bool {
+        *self.0.borrow()
     }
 
     /// Waits until it is; `false` when nobody fills it any more.
@@ -103,6 +114,8 @@ pub struct Context {
     pub backoff: Backoff<String>,
     /// Bounds how many registries are asked at the same time: each call holds a thread, and a module in memory.
     pub registry_calls: Semaphore,
+    /// What registries are asked next, once for all who ask the same.
+    pub questions: Questions,
     links: RwLock<HashMap<PoolKey, Arc<Link>>>,
     modules: Mutex<HashMap<Identity, Vec<Known>>>,
     written: Mutex<HashMap<String, Duration>>,
@@ -145,6 +158,7 @@ impl Context {
             metrics: parts.metrics,
             backoff: Backoff::default(),
             registry_calls: Semaphore::new(REGISTRY_CALLS),
+            questions: Questions::default(),
             links: RwLock::default(),
             modules: Mutex::default(),
             written: Mutex::default(),
@@ -221,6 +235,26 @@ impl Context {
                 Some((identity(&self.installation, object.as_ref())?, is_deleted))
             })
             .collect()
+    }
+
+    /// Whether there is a resource of this identity, being deleted or not.
+    pub fn has_resource(&self, identity: &Identity) -> bool {
+        let (name, namespace) = (identity.name.as_str(), identity.namespace.as_str());
+        match identity.kind {
+            Kind::Coprocessor => {
+                self.stores.coprocessors.get(&ObjectRef::new(name).within(namespace)).is_some()
+            }
+            Kind::Pipeline => self.stores.pipelines.get(&ObjectRef::new(name).within(namespace)).is_some(),
+        }
+    }
+
+    /// The pools in whose status topic something is left about a deployment.
+    pub fn pools_that_heard_of(&self, identity: &Identity) -> Vec<PoolKey> {
+        let links = self.links.read();
+        let heard = links.iter().filter(|(key, link)| {
+            key.owns(identity) && link.observed(|observer, _| !observer.detail_keys(identity).is_empty())
+        });
+        heard.map(|(key, _)| key.clone()).collect()
     }
 
     /// What this process knows of a deployment's images, one for each step.

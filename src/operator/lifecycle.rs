@@ -66,6 +66,8 @@ pub fn step(facts: &Facts) -> Step {
 pub struct Remains {
     /// Its control record.
     pub is_desired: bool,
+    /// Whether all that nodes said is known: before that, no node and no record about it means nothing.
+    pub is_heard: bool,
     /// Nodes that were heard of lately and still list it.
     pub nodes: usize,
     /// Members of its group.
@@ -87,6 +89,7 @@ pub enum Cleaning {
 pub fn clean(remains: &Remains) -> Cleaning {
     match remains {
         Remains { is_desired: true, .. } => Cleaning::Tombstone,
+        Remains { is_heard: false, .. } => Cleaning::Wait("what its nodes say is being read".into()),
         Remains { nodes: 0, members: 0, .. } => Cleaning::Finish,
         Remains { nodes: 0, members, .. } => Cleaning::Wait(format!("{members} member(s) are in its group")),
         Remains { nodes, .. } => Cleaning::Wait(format!("{nodes} node(s) are still stopping it")),
@@ -121,10 +124,13 @@ mod tests {
 
     #[test]
     fn nothing_is_removed_under_a_node_that_still_runs_it() {
-        let remains = |is_desired, nodes, members| clean(&Remains { is_desired, nodes, members });
+        let remains =
+            |is_desired, nodes, members| clean(&Remains { is_desired, is_heard: true, nodes, members });
         assert_eq!(remains(true, 1, 1), Cleaning::Tombstone);
         assert!(matches!(remains(false, 1, 0), Cleaning::Wait(_)));
         assert!(matches!(remains(false, 0, 2), Cleaning::Wait(_)));
         assert_eq!(remains(false, 0, 0), Cleaning::Finish);
+        // An operator that has just started knows of no node and of no record yet.
+        assert!(matches!(clean(&Remains::default()), Cleaning::Wait(_)));
     }
 }

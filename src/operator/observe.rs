@@ -124,6 +124,17 @@ impl Observer {
         nodes.map(|(node, _)| StatusKey::Deployment(*node, identity.clone())).collect()
     }
 
+    /// The keys of what was said about deployments that are gone, and that no node says it runs any more: a node
+    /// may have said it last after the record was removed.
+    pub fn leftover_keys(&self, now: Duration, is_gone: impl Fn(&Identity) -> bool) -> Vec<StatusKey> {
+        let is_listed = |identity: &Identity| {
+            let mut nodes = self.reports.get(identity).into_iter().flat_map(BTreeMap::keys);
+            nodes.any(|node| self.nodes.get(node).is_some_and(|seen| seen.is_fresh(now)))
+        };
+        let gone = self.details.keys().filter(|identity| is_gone(identity) && !is_listed(identity));
+        gone.flat_map(|identity| self.detail_keys(identity)).collect()
+    }
+
     /// The keys of everything that a node said.
     pub fn node_keys(&self, node: NodeId) -> Vec<StatusKey> {
         let of_node = self.details.iter().filter(|(_, nodes)| nodes.contains_key(&node));
@@ -358,6 +369,23 @@ mod tests {
         );
         observer.apply(&heartbeat(5000, "default", &[report("a", State::Running)]), seconds(0));
         assert!(observer.view(&identity("a"), seconds(0), |node| node.0 < 2000).is_empty());
+    }
+
+    #[test]
+    fn what_is_left_of_a_deployment_goes_when_no_node_runs_it() {
+        let mut observer = Observer::new("default".parse().unwrap());
+        let running = [report("a", State::Running)];
+        let detail = serde_json::to_vec(&running[0]).unwrap();
+        observer.apply(&heartbeat(1000, "default", &running), seconds(0));
+        observer.apply(&record("1000/default/shop/coprocessor/a", Some(detail)), seconds(0));
+        let left = |observer: &Observer, at| observer.leftover_keys(seconds(at), |_| true).len();
+        assert_eq!(left(&observer, 1), 0, "a node runs it");
+        assert_eq!(left(&observer, 31), 1, "that node fell silent");
+        assert_eq!(observer.leftover_keys(seconds(31), |_| false), []);
+        observer.apply(&heartbeat(1000, "default", &[]), seconds(32));
+        assert_eq!(left(&observer, 32), 1, "it runs it no more");
+        observer.apply(&record("1000/default/shop/coprocessor/a", None), seconds(33));
+        assert_eq!(left(&observer, 33), 0);
     }
 
     #[test]

@@ -68,6 +68,12 @@ struct Filling<K: Resource<DynamicType = ()> + Clone + 'static> {
     filled: watch::Sender<bool>,
 }
 
+impl<K: Resource<DynamicType = ()> + Clone + 'static> Filling<K> {
+    fn told(&self) -> Filled {
+        Filled::of(&self.filled)
+    }
+}
+
 fn cache<K>() -> (Store<K>, Filled, Filling<K>)
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
@@ -160,7 +166,8 @@ fn of_pools(
 ) -> BoxFuture<'static, ()> {
     let client = &context.client;
     let managed = || watcher::Config::default().labels(MANAGED);
-    controller(scope.api(client), writer, triggers(from), stop)
+    let filled = writer.told();
+    let controller = controller(scope.api(client), writer, triggers(from), stop.clone())
         .owns(scope.api::<StatefulSet>(client), managed())
         .owns(scope.api::<Service>(client), managed())
         .owns(scope.api::<ServiceAccount>(client), managed())
@@ -168,8 +175,8 @@ fn of_pools(
         .owns(scope.api::<NetworkPolicy>(client), managed())
         .owns(scope.api::<PodDisruptionBudget>(client), managed())
         .run(pool::reconcile, on_error, context.clone())
-        .for_each(|_| std::future::ready(()))
-        .boxed()
+        .for_each(|_| std::future::ready(()));
+    to_its_end(controller, filled, stop).boxed()
 }
 
 fn of_deployments<K: DeploymentKind>(
@@ -179,15 +186,31 @@ fn of_deployments<K: DeploymentKind>(
     from: mpsc::Receiver<ObjectRef<K>>,
     stop: watch::Receiver<bool>,
 ) -> BoxFuture<'static, ()> {
-    let controller = controller(scope.api(&context.client), writer, triggers(from), stop);
+    let filled = writer.told();
+    let controller = controller(scope.api(&context.client), writer, triggers(from), stop.clone());
     let cache = controller.store();
-    controller
+    let controller = controller
         .watches(scope.api::<RuntimePool>(&context.client), watcher::Config::default(), move |pool| {
             of_pool(&cache, &pool)
         })
         .run(deployment::reconcile, on_error, context.clone())
-        .for_each(|_| std::future::ready(()))
-        .boxed()
+        .for_each(|_| std::future::ready(()));
+    to_its_end(controller, filled, stop).boxed()
+}
+
+/// Runs a controller until it has ended what it began. One that is stopped before its cache is filled has begun
+/// nothing, and would wait for that cache for ever: it is dropped, and with it whoever waits for the same cache.
+async fn to_its_end(controller: impl Future<Output = ()>, filled: Filled, stop: watch::Receiver<bool>) {
+    let is_stopped_empty = async {
+        stopped(stop).await;
+        if filled.is_filled() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = controller => {}
+        () = is_stopped_empty => {}
+    }
 }
 
 fn of_pool<K: DeploymentKind>(cache: &Store<K>, pool: &RuntimePool) -> Vec<ObjectRef<K>> {
@@ -223,8 +246,7 @@ impl Router {
                 Some(Notice::Deployment(identity)) => self.deployment(&identity).await,
                 Some(Notice::Everything(pool)) => {
                     self.context.sweep_links();
-                    let at = ObjectRef::new(pool.name.as_str()).within(pool.namespace.as_str());
-                    let _ = self.pools.send(at).await;
+                    self.pool(&pool).await;
                     for (identity, _) in self.context.resources_of(&pool) {
                         self.deployment(&identity).await;
                     }
@@ -234,23 +256,27 @@ impl Router {
     }
 
     async fn deployment(&self, identity: &Identity) {
+        if !self.context.has_resource(identity) {
+            // What is left about it in a status topic is for its pool to remove.
+            for pool in self.context.pools_that_heard_of(identity) {
+                self.pool(&pool).await;
+            }
+            return;
+        }
         let (name, namespace) = (identity.name.as_str(), identity.namespace.as_str());
-        let stores = &self.context.stores;
         // A controller that has stopped takes no more triggers.
         match identity.kind {
             Kind::Coprocessor => {
-                let at = ObjectRef::new(name).within(namespace);
-                if stores.coprocessors.get(&at).is_some() {
-                    let _ = self.coprocessors.send(at).await;
-                }
+                let _ = self.coprocessors.send(ObjectRef::new(name).within(namespace)).await;
             }
             Kind::Pipeline => {
-                let at = ObjectRef::new(name).within(namespace);
-                if stores.pipelines.get(&at).is_some() {
-                    let _ = self.pipelines.send(at).await;
-                }
+                let _ = self.pipelines.send(ObjectRef::new(name).within(namespace)).await;
             }
         }
+    }
+
+    async fn pool(&self, pool: &PoolKey) {
+        let _ = self.pools.send(ObjectRef::new(pool.name.as_str()).within(pool.namespace.as_str())).await;
     }
 }
 

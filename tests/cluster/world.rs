@@ -104,9 +104,14 @@ impl World {
 
     /// Applies a manifest, as people do.
     pub fn apply(&self, manifest: &str) {
+        self.apply_in(NAMESPACE, manifest);
+    }
+
+    /// The same in another namespace.
+    pub fn apply_in(&self, namespace: &str, manifest: &str) {
         let mut child = self
             .command("kubectl")
-            .args(["-n", NAMESPACE, "apply", "-f", "-"])
+            .args(["-n", namespace, "apply", "-f", "-"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -210,11 +215,18 @@ impl World {
         done("the registry", &output).unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// Puts the program into the node as another image.
-    pub fn image(&self, tag: &str) {
+    /// Puts the program into the node as another image, which says that it is of this version.
+    pub fn image(&self, tag: &str, version: &str) {
         let mut command = self.script("cluster");
-        let output = command.arg("image").arg(self.dir.path()).arg(PROGRAM).arg(tag).output().unwrap();
-        done("the image", &output).unwrap_or_else(|error| panic!("{error}"));
+        command.arg("image").arg(self.dir.path()).args([PROGRAM, tag, version]);
+        done("the image", &command.output().unwrap()).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Kills the API server, or starts it again.
+    pub fn api_server(&self, runs: bool) {
+        let mut command = self.script("cluster");
+        command.arg("api").arg(self.dir.path()).arg(if runs { "up" } else { "down" });
+        done("the API server", &command.output().unwrap()).unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Whether others use this machine, too: then no time that is measured on it says much.

@@ -46,10 +46,12 @@ impl Cluster {
 
     /// Stops a broker in order and starts it again.
     pub fn restart(&self, broker: u32) {
-        let dir = self.dir.to_str().expect("a path of ours");
-        let args = ["restart", dir, &broker.to_string()];
-        let output = Command::new(script()).args(args).output().expect("tests/env/kafka runs");
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        order(&["restart", self.dir.to_str().expect("a path of ours"), &broker.to_string()]);
+    }
+
+    /// Makes a new authority and new certificates; brokers take them up when they restart.
+    pub fn make_certificates(&self) {
+        order(&["certificates", self.dir.to_str().expect("a path of ours")]);
     }
 
     pub fn config(&self) -> KafkaConfig {
@@ -79,6 +81,11 @@ impl Cluster {
         );
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
+}
+
+fn order(args: &[&str]) {
+    let output = Command::new(script()).args(args).output().expect("tests/env/kafka runs");
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Time-outs short enough for tests.

@@ -1,4 +1,6 @@
-//! A proxy between client and broker that can hold back the request to end a transaction.
+//! A proxy between client and broker that can hold back the request to end a transaction, or hide that the broker has
+//! transactions.
+#![allow(dead_code, reason = "not every test binary that shares this file needs all of it")]
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -7,6 +9,8 @@ use std::thread;
 
 /// API key of `EndTxn`.
 const END_TXN: i16 = 26;
+/// API keys of `AddPartitionsToTxn`, `AddOffsetsToTxn`, `EndTxn` and `TxnOffsetCommit`.
+const OF_TRANSACTIONS: [i16; 4] = [24, 25, END_TXN, 28];
 
 #[derive(Default)]
 struct State {
@@ -23,6 +27,16 @@ pub struct Proxy {
 impl Proxy {
     /// Listens on a port whose successor is free as well.
     pub fn start() -> Self {
+        Self::start_and(|_| {})
+    }
+
+    /// As `start`, before a broker that seems to have no transactions.
+    pub fn without_transactions() -> Self {
+        Self::start_and(hide_transactions)
+    }
+
+    /// Changes the first answer on each connection, which says what the broker takes.
+    fn start_and(change: fn(&mut Vec<u8>)) -> Self {
         let listener = loop {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let next = listener.local_addr().unwrap().port().saturating_add(1);
@@ -39,7 +53,11 @@ impl Proxy {
                 let Ok(broker) = TcpStream::connect(("127.0.0.1", port + 1)) else { continue };
                 let (mut back, mut to) = (broker.try_clone().unwrap(), client.try_clone().unwrap());
                 thread::spawn(move || {
-                    let _ = std::io::copy(&mut back, &mut to);
+                    if let Some(mut first) = frame(&mut back) {
+                        change(&mut first);
+                        let _ = to.write_all(&first);
+                        let _ = std::io::copy(&mut back, &mut to);
+                    }
                     let _ = to.shutdown(Shutdown::Both);
                 });
                 let shared = Arc::clone(&shared);
@@ -61,17 +79,39 @@ impl Proxy {
     }
 }
 
+/// The next frame, its length included; `None` at the end.
+fn frame(from: &mut TcpStream) -> Option<Vec<u8>> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length).ok()?;
+    let mut frame = length.to_vec();
+    frame.resize(4 + u32::from_be_bytes(length) as usize, 0);
+    from.read_exact(&mut frame[4..]).ok()?;
+    Some(frame)
+}
+
+/// Leaves requests out of an answer to `ApiVersions` 3: length, correlation id, error, a compact array of key, oldest,
+/// newest and no tags, and the rest.
+fn hide_transactions(frame: &mut Vec<u8>) {
+    let (count, entries) = match frame[10] {
+        low if low < 0x80 => (usize::from(low) - 1, 11),
+        low => (usize::from(low & 0x7f) + (usize::from(frame[11]) << 7) - 1, 12),
+    };
+    let (taken, rest) = frame[entries..].split_at(7 * count);
+    let is_shown = |entry: &&[u8]| !OF_TRANSACTIONS.contains(&i16::from_be_bytes([entry[0], entry[1]]));
+    let shown: Vec<&[u8]> = taken.chunks(7).filter(is_shown).collect();
+    let mut changed = frame[..10].to_vec();
+    let count = shown.len() + 1;
+    assert!(count < 0x80, "one byte is enough");
+    changed.push(count as u8);
+    changed.extend(shown.concat());
+    changed.extend_from_slice(rest);
+    let length = (changed.len() - 4) as u32;
+    changed[..4].copy_from_slice(&length.to_be_bytes());
+    *frame = changed;
+}
+
 fn forward(mut client: TcpStream, mut broker: TcpStream, state: &Mutex<State>) {
-    loop {
-        let mut length = [0; 4];
-        if client.read_exact(&mut length).is_err() {
-            break;
-        }
-        let mut frame = length.to_vec();
-        frame.resize(4 + u32::from_be_bytes(length) as usize, 0);
-        if client.read_exact(&mut frame[4..]).is_err() {
-            break;
-        }
+    while let Some(frame) = frame(&mut client) {
         let is_end = i16::from_be_bytes([frame[4], frame[5]]) == END_TXN;
         let mut state = state.lock().unwrap();
         if is_end && state.armed {

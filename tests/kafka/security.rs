@@ -11,14 +11,14 @@ use coproc::control::topics::OwnTopic;
 use coproc::control::writer::DesiredWriter;
 use coproc::core::deployment::{Naming, Sink};
 use coproc::core::disposition::Disposition;
-use coproc::core::names::Installation;
+use coproc::core::names::{Installation, TopicName};
 use coproc::core::status::State;
 use coproc::kafka::{Credentials, KafkaConfig, KafkaLog, Mechanism, Tls};
-use coproc::ports::{Log, TopicConfig};
+use coproc::ports::{FencedWriter, Fold, FoldEvent, Keyed, Log, ReadFrom, Reader, TopicConfig};
 
 use super::cluster::{Cluster, await_end, fill, fresh, topic};
 use super::lane::{Lane, spec};
-use super::support::{Rig, deployment, identity, identity_of, start_node_of, wait_for};
+use super::support::{Rig, deployment, identity, identity_of, start_node_of, text, wait_for};
 
 const LONG: Duration = Duration::from_mins(1);
 
@@ -88,6 +88,52 @@ impl std::io::Write for Lines {
     }
 }
 
+/// Every client that a log has besides those of lanes, each with a connection of its own.
+struct Others {
+    topic: TopicName,
+    fold: Box<dyn Fold>,
+    writer: Box<dyn FencedWriter>,
+    reader: Box<dyn Reader>,
+}
+
+impl Others {
+    fn open(log: &KafkaLog, read: &TopicName) -> Self {
+        let topic: TopicName = fresh("others").parse().unwrap();
+        log.topics().create(&topic, &TopicConfig::compacted()).unwrap();
+        let mut others = Self {
+            fold: log.fold(&topic).unwrap(),
+            writer: log.fenced_writer(&topic, &fresh("w")).unwrap(),
+            reader: log.reader(read, None, ReadFrom::End).unwrap(),
+            topic,
+        };
+        others.write("before");
+        others
+    }
+
+    fn write(&mut self, key: &str) {
+        let keyed = Keyed { key: key.as_bytes().to_vec(), value: Some(b"v".to_vec()) };
+        self.writer.write(&[keyed]).unwrap();
+        wait_for("the fold", || match self.fold.next(Duration::from_millis(200)) {
+            Ok(FoldEvent::Record { key: found, .. }) if found == key.as_bytes() => Some(()),
+            _ => None,
+        });
+    }
+
+    /// All of them still work, and a hundred records are in `read`.
+    fn go_on(&mut self, log: &KafkaLog, read: &TopicName) {
+        fill(log, read, 1, 100);
+        let mut found = 0;
+        wait_for("the reader", || {
+            found += self.reader.fetch(Duration::from_millis(200)).map_or(0, |records| records.len());
+            (found == 100).then_some(())
+        });
+        self.write("after");
+        assert!(log.topics().describe(&self.topic).unwrap().is_some());
+        log.topics().create(&fresh("new").parse().unwrap(), &TopicConfig::default()).unwrap();
+        assert!(log.offsets().committed(&fresh("g").parse().unwrap()).unwrap().is_empty());
+    }
+}
+
 /// The password changes on the broker and in the file; the lane's connections are cut, and it goes on by itself.
 #[test]
 fn a_password_that_rotates_needs_no_restart_and_is_in_no_log() {
@@ -109,6 +155,7 @@ fn a_password_that_rotates_needs_no_restart_and_is_in_no_log() {
     fill(&*log, &from, 1, 100);
     let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
     lane.run(LONG, |lane| lane.copied == 100 && lane.at_end.len() == 1).unwrap();
+    let mut others = Others::open(&log, &from);
 
     let properties = cluster.dir.join("client.properties");
     cluster.tool(
@@ -132,15 +179,77 @@ fn a_password_that_rotates_needs_no_restart_and_is_in_no_log() {
         lane.step().unwrap();
     }
     cluster.restart(1);
-    let again = KafkaLog::connect(scram(&password)).unwrap();
     let old = file(&cluster, "old", "coproc-test");
     assert!(KafkaLog::connect(scram(&old)).is_err(), "the old password is void");
-    fill(&*again, &from, 1, 100);
+    others.go_on(&log, &from);
     lane.run(LONG, |lane| lane.copied >= 200 && lane.at_end.len() == 1).unwrap();
     drop(lane);
     let said = String::from_utf8_lossy(&lines.0.lock().unwrap()).into_owned();
     assert!(said.contains("the credentials changed"), "{said}");
     assert!(!said.contains("hunter2") && !said.contains("coproc-test"), "a password was logged");
+}
+
+/// All certificates are made anew, the authority's too, so that the old ones are good for nothing.
+#[test]
+fn certificates_that_rotate_need_no_restart() {
+    let cluster = Cluster::start("certificates", &["--mtls"]);
+    let names = ["ca.pem", "client.pem", "client.key"];
+    let copy = |to: &str| {
+        let dir = cluster.dir.join(to);
+        std::fs::create_dir_all(&dir).unwrap();
+        for name in names {
+            std::fs::copy(cluster.dir.join("tls").join(name), dir.join(name)).unwrap();
+        }
+        let mut config = cluster.config();
+        let identity = Some((dir.join("client.pem"), dir.join("client.key")));
+        config.tls = Some(Tls { ca_file: Some(dir.join("ca.pem")), identity, key_password_file: None });
+        config
+    };
+    let (mine, old) = (copy("mine"), copy("old"));
+    let log = KafkaLog::connect(mine).unwrap();
+    let (from, to) = (topic(&*log, "rotate", 1), topic(&*log, "rotate-out", 1));
+    fill(&*log, &from, 1, 100);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 100 && lane.at_end.len() == 1).unwrap();
+    let mut others = Others::open(&log, &from);
+
+    cluster.make_certificates();
+    copy("mine");
+    let changed = Instant::now();
+    cluster.restart(1);
+    assert!(KafkaLog::connect(old).is_err(), "the old certificates are void");
+    // Lanes and readers look every five seconds.
+    std::thread::sleep(Duration::from_secs(6).saturating_sub(changed.elapsed()));
+    others.go_on(&log, &from);
+    lane.run(LONG, |lane| lane.copied >= 200 && lane.at_end.len() == 1).unwrap();
+    drop(lane);
+    let config = copy("new");
+    assert_eq!(KafkaLog::connect(config).unwrap().topics().extents(&to).unwrap()[0].first, 0);
+}
+
+/// A token lasts for a while only; clients take the next one from the file in time.
+#[test]
+fn a_token_that_runs_out_is_followed_by_the_next() {
+    let cluster = Cluster::start("token", &["--sasl"]);
+    let now = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let path = file(&cluster, "token", &token(now() + 20));
+    let mut config = cluster.config();
+    config.sasl = Some(Credentials::token(path.clone()));
+    let log = KafkaLog::connect(config).unwrap();
+    let (from, to) = (topic(&*log, "token", 1), topic(&*log, "token-out", 1));
+    fill(&*log, &from, 1, 100);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 100 && lane.at_end.len() == 1).unwrap();
+    let mut others = Others::open(&log, &from);
+    std::fs::write(&path, token(now() + 3_600)).unwrap();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(22) {
+        lane.step().unwrap();
+    }
+    // New connections, for which the first token is of no use any more.
+    cluster.restart(1);
+    others.go_on(&log, &from);
+    lane.run(LONG, |lane| lane.copied >= 200 && lane.at_end.len() == 1).unwrap();
 }
 
 #[test]
@@ -217,6 +326,11 @@ fn the_documented_permissions_are_enough_and_needed() {
         });
     }
     let status = rig.wait_for_state("secured", State::Running);
+    for own in [OwnTopic::Status, OwnTopic::Control] {
+        let kept = rig.read(own.name().as_str());
+        assert!(!kept.is_empty());
+        assert!(kept.iter().all(|it| !text(it.record.value.clone()).contains("coproc-test")), "a password");
+    }
     assert_eq!(status.last_error.map(|error| error.message), None);
     // Who only runs deployments cannot make one.
     let writer = DesiredWriter::new(&*node, Installation::default_name());

@@ -20,6 +20,7 @@ use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, Config};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -121,6 +122,15 @@ pub async fn until<T>(what: &str, limit: Duration, mut look: impl AsyncFnMut() -
 /// Resolves images by their names alone.
 pub struct Images;
 
+/// How often it was asked for each image.
+static ASKED: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
+
+/// How often registries were asked for an image, by all tests of this process.
+#[allow(dead_code, reason = "tests/operator_outage.rs does not ask")]
+pub fn asked(image: &str) -> usize {
+    ASKED.lock().get(image).copied().unwrap_or_default()
+}
+
 impl Modules for Images {
     fn check(&self, registry: &Registry) -> Result<(), String> {
         let is_nonsense = registry.insecure.iter().any(|host| host.contains("nonsense"));
@@ -137,6 +147,10 @@ impl Modules for Images {
         }
         if image.contains("unreachable") {
             return error("RegistryUnavailable", Disposition::Transient);
+        }
+        *ASKED.lock().entry(image.to_owned()).or_default() += 1;
+        if image.contains("slow") {
+            std::thread::sleep(Duration::from_millis(50));
         }
         let digest = digest(image);
         let verified = registry.policy().map(|policy| Verified { key: "test".into(), policy });

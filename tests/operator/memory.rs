@@ -29,6 +29,8 @@ struct State {
     epochs: HashMap<String, u64>,
     groups: BTreeMap<ConsumerGroup, usize>,
     is_down: bool,
+    /// The status topic does not answer.
+    is_status_hidden: bool,
     transactions: usize,
     crash: Option<Crash>,
 }
@@ -59,6 +61,13 @@ impl Memory {
     /// Takes the brokers down, or up again.
     pub fn set_down(&self, is_down: bool) {
         self.0.0.lock().is_down = is_down;
+        self.0.1.notify_all();
+    }
+
+    /// Lets the status topic answer nobody who reads it, or everybody again.
+    #[allow(dead_code, reason = "only tests/operator_outage.rs hides it")]
+    pub fn set_status_hidden(&self, is_hidden: bool) {
+        self.0.0.lock().is_status_hidden = is_hidden;
         self.0.1.notify_all();
     }
 
@@ -316,6 +325,12 @@ impl Fold for MemoryFold {
             let mut state = self.memory.0.0.lock();
             if state.is_down {
                 return Err(LogError::Unavailable("the brokers are down".into()));
+            }
+            if state.is_status_hidden && self.topic.as_str() == "coprocessor_status_topic" {
+                if self.memory.0.1.wait_until(&mut state, until).timed_out() {
+                    return Ok(FoldEvent::Idle);
+                }
+                continue;
             }
             let Some(topic) = state.topics.get(&self.topic) else {
                 return Err(LogError::UnknownTopic(self.topic.clone()));

@@ -19,8 +19,8 @@ use crate::core::names::{ConsumerGroup, Identity, TopicName};
 use crate::core::record::Offset;
 use crate::ports::{Extent, Log};
 
-/// How long lanes that were just paused may take to leave their group.
-const LEAVING: Duration = Duration::from_secs(10);
+/// How long lanes that were just paused may take to leave their group: static members stay for the session time-out.
+const LEAVING: Duration = Duration::from_secs(30);
 
 /// Arguments of `offsets alter`.
 #[derive(Debug, Args)]

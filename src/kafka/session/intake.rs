@@ -2,15 +2,17 @@
 //!
 //! Offsets are our own: the client's position moves when a message is handed out and is never committed.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata};
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use tracing::{info, warn};
 
 use super::messages::{Slot, concerns, find, on_partition_error, owned_partitions, push};
-use super::start;
+use super::start::{self, Memory, Place};
 use crate::core::ledger::TopicPartition;
 use crate::core::names::TopicName;
 use crate::core::record::{Batch, Offset};
@@ -30,6 +32,8 @@ pub(super) struct Intake {
     cursor: Option<(usize, u32, usize)>,
     assigning: Option<Vec<TopicPartition>>,
     revoking: Vec<TopicPartition>,
+    /// Partitions whose committed offset is gone, of which the lane does not know yet.
+    gone: VecDeque<TopicPartition>,
     failure: Option<LogError>,
     budget: Duration,
 }
@@ -72,6 +76,7 @@ impl Intake {
             cursor: None,
             assigning: None,
             revoking: Vec::new(),
+            gone: VecDeque::new(),
             failure: None,
             budget: config.timing.commit_budget(),
         })
@@ -85,15 +90,21 @@ impl Intake {
         self.consumer.group_metadata()
     }
 
-    pub(super) fn owned(&self) -> Vec<TopicPartition> {
-        self.slots.iter().map(|slot| slot.partition.clone()).collect()
+    pub(super) fn owned(&self) -> impl Iterator<Item = &TopicPartition> {
+        self.slots.iter().map(|slot| &slot.partition)
     }
 
     /// Waits for records, an end of partition, a rebalance or a failure.
-    pub(super) fn poll(&mut self, batch: &mut Batch, wait: Duration, spec: &LaneSpec) -> Event {
+    pub(super) fn poll(
+        &mut self,
+        batch: &mut Batch,
+        wait: Duration,
+        spec: &LaneSpec,
+        memory: &mut Memory,
+    ) -> Event {
         let deadline = Instant::now() + wait;
         loop {
-            if let Some(event) = self.control(spec) {
+            if let Some(event) = self.control(spec, memory) {
                 return event;
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -107,7 +118,15 @@ impl Intake {
     }
 
     /// Rebalances and errors: everything but records.
-    fn control(&mut self, spec: &LaneSpec) -> Option<Event> {
+    fn control(&mut self, spec: &LaneSpec, memory: &mut Memory) -> Option<Event> {
+        if let Some(partition) = self.gone.pop_front() {
+            let error = LogError::BadConfig(format!(
+                "the committed offset is gone, somebody removed it from group {}: pause the deployment, set one with \
+                 `coproc offsets` unless it is to start where its start offset says, and resume it",
+                spec.group
+            ));
+            return Some(Event::Stuck { partition, error });
+        }
         match self.consumer.poll(Duration::ZERO) {
             None => {}
             // Partitions are forwarded to our own queue before they are assigned.
@@ -139,7 +158,7 @@ impl Intake {
             }
             None => {}
         }
-        self.assigning.is_some().then(|| self.assign(spec)).flatten()
+        self.assigning.is_some().then(|| self.assign(spec, memory)).flatten()
     }
 
     /// What a consumer's error means for the lane: nothing, where the client helps itself.
@@ -162,10 +181,10 @@ impl Intake {
 
     /// Answers an assignment once the committed offsets are known; the client keeps up the heartbeat while we
     /// ask. A transaction that the last owner left open can hold the answer back until it times out.
-    fn assign(&mut self, spec: &LaneSpec) -> Option<Event> {
+    fn assign(&mut self, spec: &LaneSpec, memory: &mut Memory) -> Option<Event> {
         let partitions = self.assigning.clone()?;
-        let starts = match start::positions(&self.consumer, &partitions, spec.start) {
-            Ok(starts) => starts,
+        let places = match start::places(&self.consumer, &partitions, spec.start, memory) {
+            Ok(places) => places,
             Err(error @ LogError::Unavailable(_)) => {
                 info!(%error, "the committed offsets are not known yet: asking again");
                 return None;
@@ -173,9 +192,10 @@ impl Intake {
             Err(error) => return Some(Event::Failed(error)),
         };
         self.assigning = None;
-        let list = start::list(starts.iter().map(|start| (&start.partition, start.offset)));
-        for start in &starts {
-            self.data.attach(self.client(), start.partition.topic.as_str(), start.partition.partition);
+        let slots: Vec<Slot> = places.into_iter().map(Slot::at).collect();
+        let list = start::list(slots.iter().filter_map(Slot::position));
+        for (partition, _) in slots.iter().filter_map(Slot::position) {
+            self.data.attach(self.client(), partition.topic.as_str(), partition.partition);
         }
         let answered = match self.assignor {
             Assignor::Eager => self.consumer.assign(&list),
@@ -188,27 +208,9 @@ impl Intake {
             self.slots.clear();
         }
         self.cursor = None;
-        self.slots.extend(starts.iter().map(|start| Slot {
-            partition: start.partition.clone(),
-            next: start.offset,
-            end: None,
-            paused: false,
-        }));
-        self.keep_starts(&starts);
+        self.gone.extend(slots.iter().filter(|slot| slot.is_gone).map(|slot| slot.partition.clone()));
+        self.slots.extend(slots);
         Some(Event::Assigned(partitions))
-    }
-
-    /// Commits where partitions start that never committed, so that a restart before their first commit
-    /// starts there again and not, say, at a later `Latest`.
-    fn keep_starts(&self, starts: &[start::Start]) {
-        let fresh = starts.iter().filter(|start| !start.committed);
-        let list = start::list(fresh.map(|start| (&start.partition, start.offset)));
-        if list.count() > 0
-            // Not waited for: during a rebalance the answer can take as long as the rebalance.
-            && let Err(error) = self.consumer.commit(&list, CommitMode::Async)
-        {
-            info!(%error, "could not commit the start offsets: they are found anew if the lane restarts");
-        }
     }
 
     fn data(&mut self, batch: &mut Batch, wait: Duration, spec: &LaneSpec) -> Option<Event> {
@@ -242,7 +244,7 @@ impl Intake {
                 }
             }
             // What lies before the slot's position was handed out before, or left behind by a seek.
-            if message.offset() >= slot.next && !slot.paused {
+            if message.offset() >= slot.next && slot.is_open() {
                 if filling.is_none() {
                     batch.reset(&slot.partition.topic, slot.partition.partition);
                     filling = Some(index);
@@ -277,24 +279,31 @@ impl Intake {
             Assignor::Eager => self.slots.clear(),
             Assignor::Cooperative => self.slots.retain(|slot| !revoking.contains(&slot.partition)),
         }
+        self.gone.retain(|partition| !revoking.contains(partition));
         self.data.retain(|message| !concerns(message, &revoking));
     }
 
     /// Drops everything buffered and seeks every partition to its committed offset. Not so (`false`) where the client
     /// takes no seek: a partition whose fetch failed stays as it is for as long as it is assigned.
-    pub(super) fn rewind(&mut self, spec: &LaneSpec) -> Result<bool, LogError> {
+    pub(super) fn rewind(&mut self, spec: &LaneSpec, memory: &mut Memory) -> Result<bool, LogError> {
         self.data.retain(|_| false);
+        self.gone.clear();
         let revoking = &self.revoking;
-        let kept: Vec<_> = self.slots.iter().map(|slot| slot.partition.clone()).collect();
-        let kept: Vec<_> = kept.into_iter().filter(|partition| !revoking.contains(partition)).collect();
-        let starts = start::positions(&self.consumer, &kept, spec.start)?;
-        for start in &starts {
-            if let Some(slot) = self.slots.iter_mut().find(|slot| slot.partition == start.partition) {
-                slot.next = start.offset;
-                slot.end = None;
+        let kept: Vec<_> = self.owned().filter(|partition| !revoking.contains(partition)).cloned().collect();
+        let mut to = Vec::with_capacity(kept.len());
+        for (partition, place) in start::places(&self.consumer, &kept, spec.start, memory)? {
+            let Some(slot) = self.slots.iter_mut().find(|slot| slot.partition == partition) else { continue };
+            slot.end = None;
+            slot.is_gone = place == Place::Gone;
+            match place {
+                Place::At(offset) => {
+                    slot.next = offset;
+                    to.push((partition, offset));
+                }
+                Place::Gone => self.gone.push_back(partition),
             }
         }
-        self.seek(&starts.iter().map(|start| (start.partition.clone(), start.offset)).collect::<Vec<_>>())
+        self.seek(&to)
     }
 
     fn seek(&mut self, to: &[(TopicPartition, Offset)]) -> Result<bool, LogError> {
@@ -310,7 +319,10 @@ impl Intake {
         self.data.retain(|_| false);
         match sought.elements().iter().find_map(|element| element.error().err()) {
             None => Ok(true),
-            Some(error) if error::code(&error) == Some(Code::State) => Ok(false),
+            // The second: a partition that came without a committed offset, and has one again.
+            Some(error) if matches!(error::code(&error), Some(Code::State | Code::UnknownPartition)) => {
+                Ok(false)
+            }
             Some(error) => Err(error::from_kafka(&error, "cannot seek")),
         }
     }
@@ -326,13 +338,14 @@ impl Intake {
 
     pub(super) fn resume(&mut self, partitions: &[TopicPartition]) {
         self.set_paused(partitions, false);
-        let list = start::list(partitions.iter().map(|partition| (partition, 0)));
-        let next = |p: &TopicPartition| self.slots.iter().find(|slot| slot.partition == *p).map(|s| s.next);
-        let to: Vec<_> = partitions.iter().filter_map(|p| Some((p.clone(), next(p)?))).collect();
+        let wanted = self.slots.iter().filter(|slot| partitions.contains(&slot.partition));
+        let to: Vec<(TopicPartition, Offset)> =
+            wanted.filter_map(Slot::position).map(|(partition, next)| (partition.clone(), next)).collect();
         // The client's own position is past what the pause threw away.
-        let messages_of_others: Vec<_> = to.iter().map(|(partition, _)| partition.clone()).collect();
-        self.data.retain(|message| !concerns(message, &messages_of_others));
-        let seek = start::list(to.iter().map(|(partition, offset)| (partition, *offset)));
+        let resumed: Vec<_> = to.iter().map(|(partition, _)| partition.clone()).collect();
+        self.data.retain(|message| !concerns(message, &resumed));
+        let list = start::list(to.iter().map(|(partition, offset)| (partition, *offset)));
+        let seek = list.clone();
         let resumed = self
             .consumer
             .seek_partitions(seek, SEEK_TIMEOUT)
@@ -349,6 +362,12 @@ impl Intake {
         }
     }
 
+    /// Where each partition stands; right after an assignment that is where it starts.
+    pub(super) fn starts(&self) -> Vec<(TopicPartition, Offset)> {
+        let known = self.slots.iter().filter_map(Slot::position);
+        known.map(|(partition, next)| (partition.clone(), next)).collect()
+    }
+
     pub(super) fn end_offsets(&self) -> Vec<(TopicPartition, Offset)> {
         let end = |slot: &Slot| {
             let topic = slot.partition.topic.as_str();
@@ -359,11 +378,8 @@ impl Intake {
     }
 
     /// Commits offsets without a transaction: at least once.
-    pub(super) fn commit<'a>(
-        &self,
-        offsets: impl Iterator<Item = (&'a TopicPartition, Offset)>,
-    ) -> Result<(), LogError> {
-        ffi::commit(self.client(), &start::list(offsets), self.budget)
+    pub(super) fn commit(&self, offsets: &TopicPartitionList) -> Result<(), LogError> {
+        ffi::commit(self.client(), offsets, self.budget)
             .map_err(|code| error::from_code(code, "cannot commit offsets"))
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
 
+use super::start::Place;
 use crate::core::ledger::TopicPartition;
 use crate::core::record::{Batch, Offset};
 use crate::kafka::context::Context;
@@ -23,6 +24,28 @@ pub(super) struct Slot {
     /// Where the partition ended, at the last stable offset, when it was last seen to.
     pub(super) end: Option<Offset>,
     pub(super) paused: bool,
+    /// Its committed offset is gone: nothing of it is handed out.
+    pub(super) is_gone: bool,
+}
+
+impl Slot {
+    pub(super) fn at((partition, place): (TopicPartition, Place)) -> Self {
+        let (next, is_gone) = match place {
+            Place::At(offset) => (offset, false),
+            Place::Gone => (0, true),
+        };
+        Self { partition, next, end: None, paused: false, is_gone }
+    }
+
+    /// Where the client is to read, where it is known.
+    pub(super) fn position(&self) -> Option<(&TopicPartition, Offset)> {
+        (!self.is_gone).then_some((&self.partition, self.next))
+    }
+
+    /// Whether records of it are handed out.
+    pub(super) fn is_open(&self) -> bool {
+        !self.paused && !self.is_gone
+    }
 }
 
 pub(super) fn owned_partitions(partitions: &[(String, u32)]) -> Vec<TopicPartition> {
@@ -53,13 +76,14 @@ pub(super) fn on_partition_error(
 ) -> Option<Event> {
     match code {
         Code::PartitionEOF => {
-            if message.offset() < slot.next || slot.paused {
+            if message.offset() < slot.next || !slot.is_open() {
                 return None;
             }
             slot.next = message.offset();
             slot.end = Some(message.offset());
             Some(Event::CaughtUp { partition: slot.partition.clone(), next_offset: slot.next })
         }
+        Code::AutoOffsetReset | Code::OffsetOutOfRange if slot.is_gone => None,
         Code::AutoOffsetReset | Code::OffsetOutOfRange => {
             let topic = slot.partition.topic.as_str();
             let ends = consumer.fetch_watermarks(topic, slot.partition.partition as i32, ASK);

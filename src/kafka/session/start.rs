@@ -1,6 +1,7 @@
 //! Where a partition starts: at its committed offset, or by the start policy. Always a real offset, never
 //! the client's own reset.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
@@ -18,11 +19,84 @@ use crate::ports::LogError;
 /// A single question to the cluster.
 const ASK: Duration = Duration::from_secs(3);
 
-/// Where a partition starts, and whether that is a committed offset.
-pub(super) struct Start {
-    pub(super) partition: TopicPartition,
-    pub(super) offset: Offset,
-    pub(super) committed: bool,
+/// Where a partition goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    At(Offset),
+    /// It had a committed offset, and has none any more: nobody knows where.
+    Gone,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// What the start policy said, not committed yet.
+    Found(Offset),
+    /// There is, or was, a committed offset.
+    Committed,
+}
+
+/// What a session knows of where partitions start. The start policy is asked once for each: later it may have another
+/// answer, and records between the two would be left out or done again.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    known: BTreeMap<TopicPartition, Known>,
+    /// How many are found and not committed.
+    found: usize,
+}
+
+impl Memory {
+    /// Whether every start offset is committed.
+    pub(super) fn is_settled(&self) -> bool {
+        self.found == 0
+    }
+
+    /// The partitions of these that start where the policy said, with no commit that says so yet.
+    pub(super) fn uncommitted<'a>(
+        &'a self,
+        of: impl Iterator<Item = &'a TopicPartition>,
+    ) -> impl Iterator<Item = (&'a TopicPartition, Offset)> {
+        of.filter_map(|partition| match self.known.get(partition) {
+            Some(Known::Found(offset)) => Some((partition, *offset)),
+            _ => None,
+        })
+    }
+
+    /// Offsets of these partitions were committed.
+    pub(super) fn committed<'a>(&mut self, partitions: impl IntoIterator<Item = &'a TopicPartition>) {
+        for partition in partitions {
+            match self.known.get_mut(partition) {
+                Some(Known::Committed) => {}
+                Some(found) => {
+                    *found = Known::Committed;
+                    self.found -= 1;
+                }
+                None => drop(self.known.insert(partition.clone(), Known::Committed)),
+            }
+        }
+    }
+
+    /// Where a partition goes on, given its committed offset; `policy` says where one starts that is new.
+    fn place(
+        &mut self,
+        partition: &TopicPartition,
+        committed: Option<Offset>,
+        policy: impl FnOnce() -> Result<Offset, LogError>,
+    ) -> Result<Place, LogError> {
+        if let Some(offset) = committed {
+            self.committed([partition]);
+            return Ok(Place::At(offset));
+        }
+        match self.known.get(partition) {
+            Some(Known::Committed) => Ok(Place::Gone),
+            Some(Known::Found(offset)) => Ok(Place::At(*offset)),
+            None => {
+                let offset = policy()?;
+                self.known.insert(partition.clone(), Known::Found(offset));
+                self.found += 1;
+                Ok(Place::At(offset))
+            }
+        }
+    }
 }
 
 /// A list as the client wants it.
@@ -36,32 +110,35 @@ pub(super) fn list<'a>(offsets: impl Iterator<Item = (&'a TopicPartition, Offset
     list
 }
 
-/// Asks where these partitions start.
-pub(super) fn positions(
+/// Asks where these partitions go on.
+pub(super) fn places(
     consumer: &BaseConsumer<Context>,
     partitions: &[TopicPartition],
     start: StartOffset,
-) -> Result<Vec<Start>, LogError> {
+    memory: &mut Memory,
+) -> Result<Vec<(TopicPartition, Place)>, LogError> {
     if partitions.is_empty() {
         return Ok(Vec::new());
     }
+    let what = "cannot read the committed offsets";
     let committed = consumer
         .committed_offsets(list(partitions.iter().map(|partition| (partition, 0))), ASK)
-        .map_err(|e| error::from_kafka(&e, "cannot read the committed offsets"))?;
-    let mut starts = Vec::with_capacity(partitions.len());
+        .map_err(|e| error::from_kafka(&e, what))?;
+    let mut places = Vec::with_capacity(partitions.len());
     for partition in partitions {
         let element = committed.find_partition(partition.topic.as_str(), partition.partition as i32);
+        // An answer that is none must not be taken for "nothing is committed".
+        if let Some(refused) = element.as_ref().and_then(|element| element.error().err()) {
+            return Err(asked(&refused, partition, &format!("{what} of {partition}")));
+        }
         let known = element.and_then(|element| match element.offset() {
             KafkaOffset::Offset(offset) => Some(offset),
             _ => None,
         });
-        let offset = match known {
-            Some(offset) => offset,
-            None => by_policy(consumer, partition, start)?,
-        };
-        starts.push(Start { partition: partition.clone(), offset, committed: known.is_some() });
+        let place = memory.place(partition, known, || by_policy(consumer, partition, start))?;
+        places.push((partition.clone(), place));
     }
-    Ok(starts)
+    Ok(places)
 }
 
 fn by_policy(
@@ -98,5 +175,35 @@ fn asked(failed: &KafkaError, partition: &TopicPartition, what: &str) -> LogErro
             LogError::UnknownTopic(partition.topic.clone())
         }
         _ => error::from_kafka(failed, what),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_policy_is_asked_once() {
+        let partition = TopicPartition::new(&"t".parse().unwrap(), 0);
+        let mut memory = Memory::default();
+        let mut place = |committed, policy| memory.place(&partition, committed, || Ok(policy)).unwrap();
+        assert_eq!(place(None, 100), Place::At(100));
+        // Latest has moved on, and nothing is committed yet.
+        assert_eq!(place(None, 150), Place::At(100));
+        assert_eq!(place(Some(120), 0), Place::At(120));
+        assert_eq!(place(None, 0), Place::Gone, "somebody removed what was committed");
+        assert_eq!(place(Some(7), 0), Place::At(7), "and set it again");
+    }
+
+    #[test]
+    fn what_was_found_is_to_be_committed_once() {
+        let partition = TopicPartition::new(&"t".parse().unwrap(), 0);
+        let mut memory = Memory::default();
+        memory.place(&partition, None, || Ok(5)).unwrap();
+        let left = |memory: &Memory| memory.uncommitted([&partition].into_iter()).count();
+        assert_eq!((left(&memory), memory.is_settled()), (1, false));
+        memory.committed([&partition]);
+        memory.committed([&partition]);
+        assert_eq!((left(&memory), memory.is_settled()), (0, true));
     }
 }

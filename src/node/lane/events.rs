@@ -1,5 +1,6 @@
 //! What the log tells a lane: records, ends, partitions that come and go, partitions that cannot be read on.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::core::disposition::Disposition;
@@ -132,9 +133,12 @@ impl Lane {
     }
 
     pub(super) fn assigned(&mut self, partitions: Vec<TopicPartition>) {
+        // A lag that counts from 0 until the first commit would be wrong.
+        let starts: BTreeMap<_, _> = self.session.starts().into_iter().collect();
         self.parts.shared.change(|report| {
             for partition in &partitions {
-                report.partitions.entry(partition.clone()).or_default();
+                let at = report.partitions.entry(partition.clone()).or_default();
+                at.committed = at.committed.or(starts.get(partition).copied());
             }
         });
         for partition in partitions {
@@ -192,22 +196,33 @@ impl Lane {
     /// A partition cannot be read on.
     fn stuck(&mut self, at: &TopicPartition, error: &LogError) -> Result<(), LogError> {
         self.commit()?;
-        let (reason, offset) = match error {
-            LogError::OffsetOutOfRange { wanted, .. } => ("OffsetOutOfRange", Some(*wanted)),
-            LogError::Corrupt(_) => ("LogDamaged", self.ledger.next(at)),
-            _ => ("OffsetMissing", self.ledger.next(at)),
+        let (reason, offset, extent) = match error {
+            LogError::OffsetOutOfRange { wanted, first, end, .. } => {
+                ("OffsetOutOfRange", Some(*wanted), Some((*first, *end)).filter(|(first, _)| *first >= 0))
+            }
+            LogError::Corrupt(_) => ("LogDamaged", self.ledger.next(at), None),
+            _ => ("OffsetMissing", self.ledger.next(at), None),
         };
         tracing::warn!(deployment = %self.plan.identity, partition = %at, %error, "the partition cannot be read on");
         self.parts.shared.progress(|report| {
             let report = report.partitions.entry(at.clone()).or_default();
             report.committed = report.committed.or(offset);
+            if let Some((first, end)) = extent {
+                (report.first, report.end) = (Some(first), Some(end));
+            }
         });
         self.halt(at, offset.unwrap_or_default(), reason, format!("partition {at}: {error}"));
         Ok(())
     }
 
     /// A partition stops at `offset` for good; the others go on.
-    pub(super) fn halt(&mut self, at: &TopicPartition, offset: Offset, reason: &str, message: String) {
+    pub(super) fn halt(
+        &mut self,
+        at: &TopicPartition,
+        offset: Offset,
+        reason: &'static str,
+        message: String,
+    ) {
         self.machine.halt(at, offset);
         self.session.pause(std::slice::from_ref(at));
         self.held.remove(at);
@@ -216,7 +231,7 @@ impl Lane {
         self.report_ends();
         self.parts.shared.error(self.parts.clock.wall_ms(), reason, message.clone());
         self.parts.shared.change(|report| {
-            report.partitions.entry(at.clone()).or_default().error = Some(message);
+            report.partitions.entry(at.clone()).or_default().error = Some((reason, message));
         });
         self.update_state();
     }

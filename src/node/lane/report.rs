@@ -16,8 +16,10 @@ pub struct PartitionReport {
     pub committed: Option<Offset>,
     /// The offset after the last stable record, once it is known.
     pub end: Option<Offset>,
-    /// Why it stands still.
-    pub error: Option<String>,
+    /// The first offset there is, where the committed one lies before it.
+    pub first: Option<Offset>,
+    /// Why it stands still: a stable CamelCase word, and in words.
+    pub error: Option<(&'static str, String)>,
 }
 
 /// How a lane is.
@@ -40,6 +42,13 @@ pub struct LaneReport {
 pub struct LaneShared {
     report: Mutex<LaneReport>,
     changed: AtomicBool,
+}
+
+impl LaneReport {
+    /// Why it failed, in a word: that of its first partition that stands still.
+    pub fn reason(&self) -> Option<&'static str> {
+        self.partitions.values().find_map(|at| at.error.as_ref().map(|(reason, _)| *reason))
+    }
 }
 
 impl LaneShared {
@@ -75,13 +84,15 @@ impl PartitionReport {
     /// The report in the form of the status topic.
     pub fn to_status(&self, partition: &TopicPartition) -> PartitionStatus {
         let offset = self.committed.unwrap_or(0);
-        let lag = self.end.map_or(0, |end| u64::try_from(end - offset).unwrap_or(0));
+        // What the log has let go is not behind: it will never be read.
+        let from = self.first.map_or(offset, |first| first.max(offset));
+        let lag = self.end.map_or(0, |end| u64::try_from(end - from).unwrap_or(0));
         PartitionStatus {
             topic: partition.topic.clone(),
             partition: partition.partition,
             offset,
             lag,
-            error: self.error.clone(),
+            error: self.error.as_ref().map(|(_, message)| message.clone()),
         }
     }
 }

@@ -10,7 +10,8 @@ use serde_json::json;
 
 use super::modules;
 use super::{Error, finish, write_status};
-use crate::core::deployment::Problem;
+use crate::control::desired::Desired;
+use crate::core::deployment::{Deployment, Problem, Source};
 use crate::core::names::NodeId;
 use crate::core::names::{Identity, TopicName};
 use crate::operator::bridge::{self, PoolKey};
@@ -197,17 +198,23 @@ fn conflict<K>(subject: &Subject<'_, K>, link: &Link, valid: &Valid) -> Option<P
             return Some(Problem { reason: "TopicCycle", field: "spec".into(), message });
         }
         let group = wanted.consumer_group(identity);
-        let other = state.of_pool(pool).find(|(at, desired)| {
-            let other = match desired {
-                crate::control::desired::Desired::Deployment(other) => other.consumer_group(at),
-                crate::control::desired::Desired::Unsupported { .. } => return false,
-            };
-            *at != identity && other == group
+        let other = state.of_pool(pool).find(|(at, desired)| match desired {
+            // Groups that nobody chose differ as the names do that they are made of.
+            Desired::Deployment(other) => {
+                *at != identity
+                    && (chooses_group(wanted) || chooses_group(other))
+                    && other.consumer_group(at) == group
+            }
+            Desired::Unsupported { .. } => false,
         });
         let (at, _) = other?;
         let message = format!("consumer group {group} is the one of {at}: choose another");
         Some(Problem { reason: "GroupInUse", field: "spec.consumerGroup".into(), message })
     })
+}
+
+fn chooses_group(deployment: &Deployment) -> bool {
+    matches!(&deployment.source, Source::Kafka { kafka } if kafka.consumer_group.is_some())
 }
 
 async fn deploy<K: DeploymentKind>(

@@ -112,13 +112,13 @@ fn group<K: DeploymentKind>(subject: &Subject<'_, K>) -> ConsumerGroup {
 
 fn remains<K>(subject: &Subject<'_, K>, context: &Context, link: &Link, members: usize) -> Remains {
     let base = context.pool(&subject.pool).and_then(|pool| node_id_base(&pool));
-    let nodes = link.observed(|observer, now| {
+    let (is_heard, nodes) = link.observed(|observer, now| {
         let view = observer.view(&subject.identity, now, |node| accepts(base, node));
-        view.iter().filter(|node| node.is_fresh).count()
+        (observer.is_caught_up(), view.iter().filter(|node| node.is_fresh).count())
     });
     let is_desired =
         link.desired(|state| bridge::remove(state, &subject.pool.name, &subject.identity).is_some());
-    Remains { is_desired, nodes, members }
+    Remains { is_desired, is_heard, nodes, members }
 }
 
 async fn members(link: &Arc<Link>, group: ConsumerGroup) -> Result<usize, Error> {

@@ -15,6 +15,7 @@ use super::finish::tombstone;
 use super::{Error, write_status};
 use crate::core::deployment::Problem;
 use crate::core::names::{Identity, NodeId};
+use crate::core::status::StatusKey;
 use crate::core::units::Span;
 use crate::operator::apply::{apply, brief, remove};
 use crate::operator::bridge::{self, Claim, PoolKey};
@@ -74,9 +75,11 @@ async fn run(pool: &RuntimePool, context: &Context) -> Result<Action, Error> {
         if !sync(&key, context, &link).await? {
             again = again.min(LOOK_AGAIN);
         }
+        let mut keys = leftovers(&key, context, &link);
         if let Progress::Applied { set, base, .. } = &progress {
-            forget_nodes(set, *base, &link).await?;
+            keys.extend(of_gone_nodes(set, *base, &link));
         }
+        forget(keys, &link).await?;
     }
     Ok(Action::requeue(again))
 }
@@ -289,19 +292,37 @@ async fn sync(key: &PoolKey, context: &Context, link: &Link) -> Result<bool, Err
     Ok(is_complete)
 }
 
-/// Nodes beyond the pool's size that fell silent: what they said goes.
-async fn forget_nodes(set: &StatefulSet, base: u32, link: &Arc<Link>) -> Result<(), Error> {
+/// What was said about deployments that are gone: their resources are, and their control records.
+fn leftovers(key: &PoolKey, context: &Context, link: &Link) -> Vec<StatusKey> {
+    let is_gone = |identity: &Identity| {
+        key.owns(identity)
+            && !context.has_resource(identity)
+            && link.desired(|state| state.get(identity).is_none())
+    };
+    link.observed(
+        |observer, now| {
+            if observer.is_caught_up() { observer.leftover_keys(now, is_gone) } else { Vec::new() }
+        },
+    )
+}
+
+/// What nodes said that are beyond the pool's size and fell silent.
+fn of_gone_nodes(set: &StatefulSet, base: u32, link: &Link) -> Vec<StatusKey> {
     let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or_default();
     let running = set.status.as_ref().map_or(0, |status| status.replicas);
     if running > wanted {
-        return Ok(());
+        return Vec::new();
     }
     let first = NodeId(base + wanted.unsigned_abs());
-    let keys = link.observed(|observer, now| {
+    link.observed(|observer, now| {
         let silent = observer.silent_nodes(now).into_iter();
         let gone = silent.filter(|node| *node >= first && node.0 < base + 1000);
-        gone.flat_map(|node| observer.node_keys(node)).collect::<Vec<_>>()
-    });
+        gone.flat_map(|node| observer.node_keys(node)).collect()
+    })
+}
+
+/// Removes records from the status topic.
+async fn forget(keys: Vec<StatusKey>, link: &Link) -> Result<(), Error> {
     let Some(log) = link.log().filter(|_| !keys.is_empty()) else { return Ok(()) };
     let records: Vec<Produce> = keys.iter().map(|key| tombstone(&key.to_string())).collect();
     tokio::task::spawn_blocking(move || log.produce(&records)).await??;

@@ -9,7 +9,7 @@ use crossbeam_channel::Receiver;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::{Health, Notice, Shared, Write};
-use crate::control::desired::Change;
+use crate::control::desired::{Change, Desired, DesiredState};
 use crate::control::keys::ControlKey;
 use crate::control::topics::OwnTopic;
 use crate::core::disposition::Disposition;
@@ -138,7 +138,10 @@ fn follow(shared: &Shared, fold: &mut dyn Fold) -> Result<(), LogError> {
     loop {
         let event = fold.next(TURN)?;
         let (is_idle, is_reset) = (event == FoldEvent::Idle, event == FoldEvent::Reset);
-        let changes = shared.desired.write().apply(event);
+        let mut desired = shared.desired.write();
+        let known = known(&desired, &event);
+        let changes = desired.apply(event);
+        drop(desired);
         if is_reset {
             tracing::warn!(
                 pool = shared.pool.owner(),
@@ -149,8 +152,9 @@ fn follow(shared: &Shared, fold: &mut dyn Fold) -> Result<(), LogError> {
             match change {
                 Change::CaughtUp => shared.tell(Notice::Everything(shared.pool.clone())),
                 Change::Ignored { key, why, .. } => tracing::warn!(key, %why, "a control record was ignored"),
-                // Somebody else wrote or removed what Kubernetes owns, or it is our own write: the
-                // reconciliation sees the difference.
+                // Our own write comes back.
+                Change::Set(_, _, desired) if known.as_ref() == Some(&desired) => {}
+                // Somebody else wrote or removed what Kubernetes owns: the reconciliation sees the difference.
                 Change::Set(_, identity, _) | Change::Removed(_, identity) => {
                     if shared.pool.owns(&identity) && shared.desired.read().is_caught_up() {
                         shared.tell(Notice::Deployment(identity));
@@ -162,6 +166,13 @@ fn follow(shared: &Shared, fold: &mut dyn Fold) -> Result<(), LogError> {
             return Ok(());
         }
     }
+}
+
+/// What is known already under the key of a record.
+fn known(state: &DesiredState, event: &FoldEvent) -> Option<Desired> {
+    let FoldEvent::Record { key, value: Some(_), .. } = event else { return None };
+    let ControlKey::Deployment(pool, identity) = ControlKey::parse(key)? else { return None };
+    state.confirmed(&pool, &identity).cloned()
 }
 
 fn write_batch(
@@ -214,6 +225,8 @@ fn listen(shared: &Shared) {
 
 fn listen_once(shared: &Shared, attempt: &mut u32) -> Result<(), LogError> {
     let Some(log) = shared.log.read().clone() else { return Ok(()) };
+    // Whoever deletes this topic does no harm: it is made anew, and deletions need not wait for it for ever.
+    OwnTopic::Status.ensure(log.as_ref())?;
     let mut fold = log.fold(&OwnTopic::Status.name())?;
     let affected = shared.observer.write().apply(&FoldEvent::Reset, shared.clock.monotonic());
     drop(affected);

@@ -37,6 +37,11 @@ impl Entry {
             Some(_) => reports.iter().map(|report| report.state).max_by_key(|state| severity(*state)),
             None => None,
         };
+        let of_lanes = || reports.iter().find_map(LaneReport::reason);
+        let reason = self.reason.clone().or_else(|| match state {
+            Some(State::Failed) => of_lanes().map(str::to_owned),
+            _ => None,
+        });
         let partitions = partitions(&reports);
         let of_lanes = reports.iter().filter_map(|report| report.last_error.clone());
         let last_error = of_lanes.chain(self.last_error.clone()).max_by_key(|error| error.time);
@@ -45,7 +50,7 @@ impl Entry {
             input_topics: described.map(|found| found.inputs().to_vec()).unwrap_or_default(),
             description: described.map(|found| found.description.clone()).unwrap_or_default(),
             state: state.unwrap_or(self.state),
-            reason: self.reason.clone(),
+            reason,
             generation: self.generation(),
             digest: described.and_then(|found| found.steps.first()).map(|step| step.module.digest),
             digests: described.map(digests).unwrap_or_default(),
