@@ -276,13 +276,18 @@ fn limits() -> Value {
     json!({"memory": "32Mi", "timePerRecord": "3s", "maxOutputBytes": "1Mi"})
 }
 
+fn followed() -> Value {
+    json!({"image": "r/m:1", "resolve": {"policy": "Interval", "interval": "10m"}})
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_field_of_a_coprocessor_goes_and_comes_back() {
     let at = world("fields-coprocessor").await;
     let running = at.start();
     at.pool(&json!({"topics": {"outputs": ["out", "dead", "in."]}})).await;
     let own = json!({"pool": "default", "outputNaming": "Plain", "partitioner": "Key", "env": {"LEVEL": "2"},
-        "consumerGroup": "g", "startOffset": {"type": "FromStart", "records": 5}, "limits": limits()});
+        "consumerGroup": "g", "startOffset": {"type": "FromStart", "records": 5}, "limits": limits(),
+        "module": followed()});
     let of = Subject {
         kind: "Coprocessor",
         name: "a",
@@ -293,6 +298,8 @@ async fn every_field_of_a_coprocessor_goes_and_comes_back() {
             ("outputTopics", ("outputTopics", json!(["out2"]))),
             ("env", ("env", json!({"LEVEL": "3"}))),
             ("module.image", ("module.image", json!("r/m:2"))),
+            ("module.resolve.policy", ("module.resolve", json!({"policy": "OnChange"}))),
+            ("module.resolve.interval", ("module.resolve.interval", json!("20m"))),
             ("errorPolicy.deadLetterTopic", ("errorPolicy.deadLetterTopic", json!("dead2"))),
             ("startOffset.type", ("startOffset", json!({"type": "Latest"}))),
             (
@@ -312,6 +319,7 @@ async fn every_field_of_a_coprocessor_goes_and_comes_back() {
             (("limits.timePerRecord", json!("60s")), "InvalidLimits"),
             (("env", json!({"REDPANDA_X": "1"})), "InvalidEnv"),
             (("module.image", json!("r/missing:1")), "ImageNotFound"),
+            (("module.resolve.interval", json!("5s")), "InvalidSpec"),
         ],
         fixed: vec!["consumerGroup", "pool"],
         elsewhere: vec![],
@@ -326,7 +334,7 @@ async fn every_field_of_a_pipeline_goes_and_comes_back() {
     let at = world("fields-pipeline").await;
     let running = at.start();
     at.pool(&json!({})).await;
-    let step = json!({"name": "main", "module": {"image": "r/m:1"}, "env": {"A": "1"}, "limits": limits()});
+    let step = json!({"name": "main", "module": followed(), "env": {"A": "1"}, "limits": limits()});
     let source = json!({"type": "Kafka", "kafka": {"topics": ["in"], "consumerGroup": "g",
         "startOffset": {"type": "FromEnd", "records": 5}}});
     let sink = json!({"type": "Kafka", "kafka": {"topic": "out", "naming": "Plain", "partitioner": "Key"}});
@@ -355,6 +363,8 @@ async fn every_field_of_a_pipeline_goes_and_comes_back() {
             ("steps", ("steps", json!([step, {"name": "next", "module": {"image": "r/m:2"}}]))),
             ("steps.0.name", ("steps.0.name", json!("first"))),
             ("steps.0.module.image", ("steps.0.module.image", json!("r/m:2"))),
+            ("steps.0.module.resolve.policy", ("steps.0.module.resolve", json!({"policy": "OnChange"}))),
+            ("steps.0.module.resolve.interval", ("steps.0.module.resolve.interval", json!("20m"))),
             ("steps.0.env", ("steps.0.env", json!({"A": "2"}))),
             ("sinks", ("sinks", json!([sink, {"type": "Kafka", "kafka": {"topic": "out2"}}]))),
             ("sinks.0.kafka.topic", ("sinks.0.kafka.topic", json!("out2"))),
@@ -367,6 +377,7 @@ async fn every_field_of_a_pipeline_goes_and_comes_back() {
             (("source.kafka.topics", json!(["coprocessor_status_topic"])), "ReservedTopic"),
             (("steps.0.limits.memory", json!("1")), "InvalidLimits"),
             (("steps.0.module.image", json!("r/missing:1")), "ImageNotFound"),
+            (("steps.0.module.resolve.interval", json!("31d")), "InvalidSpec"),
         ],
         fixed: vec!["source.kafka.consumerGroup", "pool"],
         elsewhere: ["http", "nats", "rabbitMq", "sqs", "sns", "pubSub", "serviceBus", "uri", "type"]

@@ -69,19 +69,13 @@ struct Asker<'a, K> {
 }
 
 impl<K: DeploymentKind> Asker<'_, K> {
-    async fn ask(&mut self, image: &str) -> Result<Result<Resolved, ResolveError>, Error> {
-        let registry = self.registry().await?.clone();
-        let policy = registry.policy();
-        let (turns, modules) = (&self.context.registry_calls, &self.context.world.modules);
-        let answer = self.context.questions.ask(turns, modules, image, registry).await?;
-        Ok(answer.and_then(|found| as_demanded(found, policy.as_deref())))
-    }
-
     /// Looks up a tag again. What is in force has time: it does not wait behind others for its turn.
     async fn ask_again(&mut self, known: Known, wanted: &Wanted) -> Result<Known, Error> {
         let now = self.context.world.clock.monotonic();
-        let Ok(_permit) = self.context.registry_calls.try_acquire() else { return Ok(known.postponed(now)) };
-        match self.call(&wanted.image).await? {
+        if self.context.registry_calls.available_permits() == 0 {
+            return Ok(known.postponed(now));
+        }
+        match self.ask(&wanted.image).await? {
             Ok(resolved) => {
                 if resolved.digest != known.resolved.digest {
                     self.tell_moved(&known.resolved, &resolved).await;
@@ -107,12 +101,31 @@ impl<K: DeploymentKind> Asker<'_, K> {
         self.context.event(&about, false, "TagMoved", &note).await;
     }
 
-    async fn call(&mut self, image: &str) -> Result<Result<Resolved, ResolveError>, Error> {
-        let registry = self.registry().await?.clone();
+    /// What an image leads to. Only an API server that does not answer is an error.
+    async fn ask(&mut self, image: &str) -> Result<Result<Resolved, ResolveError>, Error> {
+        let registry = match self.registry().await {
+            Ok(registry) => registry.clone(),
+            // The pool says so too. What runs goes on, and the Secret is looked for again.
+            Err(Error::Dereference(missing @ dereference::Error::Missing { .. })) => {
+                let (reason, message) = (dereference::SECRET_NOT_FOUND, missing.to_string());
+                return Ok(Err(ResolveError { reason, message, disposition: Disposition::Transient }));
+            }
+            Err(error) => return Err(error),
+        };
         let policy = registry.policy();
-        let (modules, image) = (self.context.world.modules.clone(), image.to_owned());
-        let answer = tokio::task::spawn_blocking(move || modules.resolve(&image, &registry)).await?;
-        Ok(answer.and_then(|found| as_demanded(found, policy.as_deref())))
+        let (turns, modules) = (&self.context.registry_calls, &self.context.world.modules);
+        let answer = self.context.questions.ask(turns, modules, image, registry).await?;
+        // Whatever the adapter says: without the key that is demanded there is no module.
+        Ok(answer.and_then(|found| match (policy, &found.verified) {
+            (Some(policy), verified) if verified.as_ref().is_none_or(|by| by.policy != policy) => {
+                Err(ResolveError {
+                    reason: "SignatureInvalid",
+                    message: format!("nobody has looked at the signatures of {}", found.pinned),
+                    disposition: Disposition::User,
+                })
+            }
+            _ => Ok(found),
+        }))
     }
 
     /// How the pool's registries are reached. Read when it is needed: Secrets change without a word.
@@ -124,17 +137,4 @@ impl<K: DeploymentKind> Asker<'_, K> {
         }
         Ok(self.registry.get_or_insert_default())
     }
-}
-
-/// Whatever the adapter says: without the key that is demanded there is no module.
-fn as_demanded(found: Resolved, policy: Option<&str>) -> Result<Resolved, ResolveError> {
-    let Some(policy) = policy else { return Ok(found) };
-    if found.verified.as_ref().is_some_and(|by| by.policy == policy) {
-        return Ok(found);
-    }
-    Err(ResolveError {
-        reason: "SignatureInvalid",
-        message: format!("nobody has looked at the signatures of {}", found.pinned),
-        disposition: Disposition::User,
-    })
 }
