@@ -43,6 +43,10 @@ fn done(what: &str, output: &Output) -> Result<String, String> {
     }
 }
 
+/// kcat takes it for the end of a partition when a broker has had nothing for it for so long. With the default of half a
+/// second it reads on for ever where records come all the time.
+const SHORT_WAIT: &str = "fetch.wait.max.ms=10";
+
 impl World {
     pub fn start() -> Self {
         let mut world = Self { dir: tempfile::tempdir().unwrap(), env: BTreeMap::new() };
@@ -170,8 +174,9 @@ impl World {
     /// Every committed value of a topic, sorted.
     pub fn values(&self, topic: &str) -> Vec<String> {
         let isolation = "isolation.level=read_committed";
+        let at = self.of("BOOTSTRAP");
         let arguments =
-            ["-b", self.of("BOOTSTRAP"), "-C", "-t", topic, "-o", "beginning", "-e", "-q", "-X", isolation];
+            ["-b", at, "-C", "-t", topic, "-o", "beginning", "-e", "-q", "-X", isolation, "-X", SHORT_WAIT];
         let mut values: Vec<String> = self.run("kcat", &arguments).lines().map(str::to_owned).collect();
         values.sort();
         values
@@ -189,6 +194,8 @@ impl World {
             "beginning",
             "-e",
             "-q",
+            "-X",
+            SHORT_WAIT,
             "-Z",
             "-f",
             "%k\t%s\n",
