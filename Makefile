@@ -40,6 +40,7 @@ bench: ## Benchmarks, each with its limit in the same run.
 	$(CARGO) bench --bench guest
 	$(CARGO) bench --bench log
 	$(CARGO) bench --bench node
+	$(CARGO) bench --bench kafka
 
 deny: ## Advisories, licences and duplicates (needs cargo-deny).
 	$(CARGO) deny check
