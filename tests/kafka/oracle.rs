@@ -36,8 +36,6 @@ pub fn kcat(cluster: &Cluster, topic: &TopicName) -> Contents {
     let output = Command::new("kcat")
         .args(["-C", "-q", "-e", "-b", &cluster.bootstrap, "-t", topic.as_str(), "-o", "beginning"])
         .args(["-X", "isolation.level=read_committed", "-Z", "-f", "%p\t%k\t%s\n"])
-        // By default it waits half a second for more before it sees the end: for ever, where records come all the time.
-        .args(["-X", "fetch.wait.max.ms=10"])
         .output()
         .expect("kcat is installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
