@@ -54,11 +54,13 @@ pub fn put_varint(out: &mut Vec<u8>, value: i64) {
 
 /// Reads a zigzag varint at the start of `bytes`: its value and what follows it.
 pub fn take_varint<'a>(bytes: &'a [u8], field: &'static str) -> Result<(i64, &'a [u8]), BadPayload> {
-    // Nearly every length is below 64: one byte.
-    if let Some((&first, rest)) = bytes.split_first()
-        && first < 0x80
-    {
-        return Ok((unzigzag(u64::from(first)), rest));
+    // Nearly every length is below 8192: one byte or two.
+    match bytes {
+        [first @ ..0x80, rest @ ..] => return Ok((unzigzag(u64::from(*first)), rest)),
+        [first, second @ ..0x80, rest @ ..] => {
+            return Ok((unzigzag(u64::from(first & 0x7f) | u64::from(*second) << 7), rest));
+        }
+        _ => {}
     }
     let mut value = 0u64;
     for (i, &byte) in bytes.iter().take(10).enumerate() {
