@@ -37,12 +37,18 @@ pub(super) struct Outlet {
     /// `None` under at-least-once.
     transactional_id: Option<String>,
     open_since: Option<Instant>,
+    /// When the last transaction was committed.
+    ended: Option<Instant>,
     tainted: bool,
     refreshed: Instant,
 }
 
 /// How long a full buffer is given before it is tried again.
 const FULL: Duration = Duration::from_micros(200);
+/// How long a transaction keeps from following the one before it. The broker answers a commit before it has written the
+/// markers, and until then refuses partitions to the next transaction; librdkafka asks again only 20 ms later, and does not
+/// send a record before.
+const SETTLE: Duration = Duration::from_millis(3);
 /// How long failed deliveries may wait for a look while the rest is still under way.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -63,6 +69,7 @@ impl Outlet {
             config: config.clone(),
             transactional_id,
             open_since: None,
+            ended: None,
             tainted: false,
             refreshed: Instant::now(),
         };
@@ -149,6 +156,9 @@ impl Outlet {
             self.renew()?;
         }
         if self.transactional_id.is_some() {
+            if let Some(ended) = self.ended {
+                thread::sleep(SETTLE.saturating_sub(ended.elapsed()));
+            }
             let begun = self.producer()?.begin_transaction();
             begun.map_err(|e| self.failed(&e, "cannot begin a transaction"))?;
         }
@@ -278,6 +288,7 @@ impl Outlet {
         match committed {
             Ok(()) => {
                 self.open_since = None;
+                self.ended = Some(Instant::now());
                 if disturbed && !fail_no_taint() {
                     debug!(?elapsed, "a commit may have been asked for twice: the producer is made anew");
                     self.tainted = true;

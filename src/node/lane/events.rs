@@ -52,7 +52,8 @@ impl Lane {
     }
 
     fn take_event(&mut self, event: Event, batch: Batch) -> Result<(), LogError> {
-        let is_idle = matches!(event, Event::Idle | Event::CaughtUp { .. });
+        // The end of one partition is not the end of work: others may have records at hand.
+        let is_idle = matches!(event, Event::Idle);
         match event {
             Event::Records => {
                 self.take_records(batch);
