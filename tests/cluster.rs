@@ -447,12 +447,30 @@ fn a_namespace_is_deleted(world: &World) {
         world.apply_in(DOOMED, &coprocessor);
         let wait = ["-n", DOOMED, "wait", "--for=condition=Ready", "coprocessor/shout", "--timeout=120s"];
         world.run("kubectl", &wait);
+        let base: u32 = world
+            .run(
+                "kubectl",
+                &["-n", DOOMED, "get", "rtpool", "default", "-o", "jsonpath={.status.nodeIdBase}"],
+            )
+            .parse()
+            .unwrap();
+        assert!(world.table("coprocessor_status_topic").contains_key(&base.to_string()));
+        let started = Instant::now();
         world.run("kubectl", &["delete", "namespace", DOOMED, "--timeout=120s"]);
-        until("its control record is gone", 30, || {
-            let table = world.table("coprocessor_internal_topic");
-            let of_doomed = |key: &str| key.starts_with("deployment/") && key.contains("/doomed/");
-            (!table.keys().any(|key| of_doomed(key))).then_some(())
-        });
+        eprintln!("kubectl delete namespace took {:.1?}", started.elapsed());
+        // By then nothing is left of it: no group, no record about a deployment, a node or the pool.
+        let (control, status) =
+            (world.table("coprocessor_internal_topic"), world.table("coprocessor_status_topic"));
+        let of_doomed = |key: &&String| key.contains("/doomed/") || **key == format!("nodes/{base}");
+        assert_eq!(control.keys().filter(of_doomed).collect::<Vec<_>>(), [""; 0]);
+        let of_nodes = |key: &&String| {
+            let node = key.split('/').next().and_then(|node| node.parse::<u32>().ok());
+            key.contains("/doomed/") || node.is_some_and(|node| (base..base + 1000).contains(&node))
+        };
+        assert_eq!(status.keys().filter(of_nodes).collect::<Vec<_>>(), [""; 0]);
+        let groups =
+            world.kafka_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", &["--list"]);
+        assert!(!groups.contains(".doomed."), "{groups}");
     }
     let topics = world.kafka_tool("org.apache.kafka.tools.TopicCommand", &["--list"]);
     assert!(topics.lines().any(|line| line == "doomed"), "{topics}");
@@ -503,7 +521,6 @@ fn deletion_leaves_users_topics(world: &World) {
     let (control, status) =
         (world.table("coprocessor_internal_topic"), world.table("coprocessor_status_topic"));
     assert!(!control.contains_key(CONTROL_KEY), "{control:?}");
-    // What a namespace that was deleted left behind is said in docs/kubernetes.md.
     let of_shout = format!("/{NAMESPACE}/coprocessor/shout");
     assert!(!status.keys().any(|key| key.ends_with(&of_shout)), "{:?}", status.keys());
     let groups = world.kafka_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", &["--list"]);
