@@ -5,6 +5,10 @@
 
 #[path = "cluster/many.rs"]
 mod many;
+#[path = "oci/world.rs"]
+mod oci;
+#[path = "cluster/secure.rs"]
+mod secure;
 #[path = "cluster/world.rs"]
 mod world;
 
@@ -198,6 +202,8 @@ fn from_helm_install_to_delete() {
     wait_values(&world, "orders-loud", &written);
     a_namespace_is_deleted(&world);
     story.tell("a namespace deleted, made again, deleted: nothing hangs, nothing is left, others go on");
+    secure::behind_locks(&world, UPPERCASE);
+    story.tell("Kafka by TLS and SCRAM, a registry by TLS and account, signed images; a password rotates");
     many::a_thousand_at_once(&world);
     story.tell("a thousand coprocessors at once, then silence");
     deletion_leaves_users_topics(&world);
