@@ -797,7 +797,7 @@ const UNSEEN: [&str; 1] = [
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_operator_has_the_rights_that_it_uses_and_no_others() {
     let at = Fixture::new("rights").await;
-    let granted = chart::rules(&at.client, "rights").await;
+    let granted = chart::rules(&at.client, "rights", &[]).await;
     let user = "system:serviceaccount:rights:coproc";
     let lines = audit_lines();
     let running = at.start_with(cluster::client_as(Some(user)).await, Some("rights"), "operator-0");
@@ -845,6 +845,42 @@ async fn the_operator_has_the_rights_that_it_uses_and_no_others() {
     let granted: std::collections::BTreeSet<String> =
         granted.into_iter().filter(|right| !UNSEEN.contains(&right.as_str())).collect();
     assert_eq!(used, granted);
+}
+
+/// `coproc pool delete`, with the rights of the chart's hook and no operator: Helm must not hang.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_hook_of_the_chart_lets_a_pool_go() {
+    let at = Fixture::new("hook").await;
+    chart::rules(&at.client, "hook", &["pool.bootstrapServers={kafka:9092}"]).await;
+    let running = at.start();
+    at.pool(&json!({})).await;
+    at.reason("RuntimePool", "default", "RollingOut").await;
+    running.stop().await;
+    let user = "system:serviceaccount:hook:coproc-pool";
+    let file = std::fs::read_to_string(cluster::run_directory().join("admin.kubeconfig")).unwrap();
+    let mut file: Value = serde_yaml::from_str(&file).unwrap();
+    file["users"][0]["user"]["as"] = user.into();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("kubeconfig");
+    std::fs::write(&path, file.to_string()).unwrap();
+    let lines = audit_lines();
+    let delete = |pool: &'static str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_coproc"));
+        let arguments = ["pool", "delete", pool, "--namespace", "hook", "--timeout", "2s"];
+        let output = command.args(arguments).env("KUBECONFIG", &path).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (is_good, says) = delete("default");
+    assert!(is_good && says.contains("pool default is let go"), "{says}");
+    at.gone("RuntimePool", "default").await;
+    let (is_good, says) = delete("default");
+    assert!(is_good && says.contains("there is no pool default"), "{says}");
+    let (is_good, says) = delete("other");
+    assert!(!is_good && says.contains("may you?"), "{says}");
+    let used: std::collections::BTreeSet<String> =
+        requests(lines, "hook", Some(user)).into_iter().map(|request| request.verb).collect();
+    assert_eq!(used.into_iter().collect::<Vec<_>>(), ["delete", "get", "patch"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
