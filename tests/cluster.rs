@@ -180,6 +180,8 @@ fn from_helm_install_to_delete() {
 
     let mut written = the_readme_example(&world);
     story.tell("the README's example transforms; get, wait and lag tell the truth");
+    operators_measure_themselves(&world);
+    story.tell("of two operators one leads, and each says so in its metrics");
     written.extend(a_module_is_swapped(&world));
     story.tell("a changed module is swapped: no pod restarted, no rebalance");
     written.extend(a_broken_module_leaves_the_old_one(&world));
@@ -235,6 +237,37 @@ fn the_readme_example(world: &World) -> Vec<String> {
     }
     eprintln!("{table}");
     wanted
+}
+
+fn operators_measure_themselves(world: &World) {
+    let operators: Vec<String> = pods(world, "operator")
+        .iter()
+        .map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(operators.len(), 2);
+    let ask = |pod: &str, path: &str| {
+        world.run(
+            "kubectl",
+            &["get", "--raw", &format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9645/proxy/{path}")],
+        )
+    };
+    let metrics: BTreeMap<&String, String> = operators.iter().map(|pod| (pod, ask(pod, "metrics"))).collect();
+    let leaders: Vec<_> = metrics.iter().filter(|(_, text)| text.contains("\ncoproc_leader 1\n")).collect();
+    let holder = world.kubectl(&["get", "lease", "coproc-operator", "-o", "jsonpath={.spec.holderIdentity}"]);
+    assert_eq!(leaders.iter().map(|(pod, _)| pod.as_str()).collect::<Vec<_>>(), [holder]);
+    let text = leaders[0].1;
+    for says in [
+        "coproc_resources{kind=\"Coprocessor\",ready=\"true\"} 1\n",
+        "coproc_resources{kind=\"RuntimePool\",ready=\"true\"} 1\n",
+        "coproc_reconcile_seconds_count{kind=\"Coprocessor\"}",
+        "coproc_operator_api_writes_total{kind=\"Coprocessor\",what=\"status\"}",
+        "coproc_operator_control_records_written_total{pool=\"default/coproc-system/default\"}",
+    ] {
+        assert!(text.contains(says), "{says}: {text}");
+    }
+    for pod in &operators {
+        assert_eq!((ask(pod, "healthz"), ask(pod, "readyz")), ("ok".into(), "ok".into()), "{pod}");
+    }
 }
 
 fn a_module_is_swapped(world: &World) -> Vec<String> {

@@ -481,6 +481,23 @@ async fn a_finalizer_lets_go_when_nothing_can_be_cleaned_up() {
     at.gone("RuntimePool", "default").await;
     coprocessors.delete("orphaned", &DeleteParams::default()).await.unwrap();
     at.gone("Coprocessor", "orphaned").await;
+    // Each says why, to whoever looks at what happened.
+    let events = api_of(&at.client, "events.k8s.io", "v1", "Event", Some("ways-out"));
+    let told = events.list(&ListParams::default()).await.unwrap();
+    let skipped = told.items.iter().filter(|event| event.data["reason"] == "CleanUpSkipped");
+    let skipped: std::collections::BTreeMap<_, _> = skipped
+        .map(|event| {
+            let about = event.data["regarding"]["name"].as_str().unwrap().to_owned();
+            (about, event.data["note"].as_str().unwrap().to_owned())
+        })
+        .collect();
+    for (about, why) in [
+        ("forced", "because coproc.dev/force-finalize is set"),
+        ("default", "because coproc.dev/force-finalize is set"),
+        ("orphaned", "because its RuntimePool is gone"),
+    ] {
+        assert!(skipped.get(about).is_some_and(|note| note.contains(why)), "{about}: {skipped:?}");
+    }
     // What never reached its Kafka has nothing there.
     at.pool(&json!({})).await;
     at.reason("RuntimePool", "default", "KafkaUnavailable").await;
