@@ -19,7 +19,7 @@ test: ## Install what is missing, then every check and test.
 	@scripts/setup.sh
 	@scripts/test.sh
 
-cluster-test: ## The end-to-end run on a cluster of its own (root; 4 minutes, and 10 more the first time).
+cluster-test: ## The end-to-end run on a cluster of its own (root; 5 minutes, and 10 more the first time).
 	@scripts/setup.sh
 	$(CARGO) test --features failpoints --test cluster -- --nocapture
 

@@ -43,6 +43,8 @@ mod open;
 mod operator;
 mod output;
 mod pause;
+#[cfg(feature = "operator")]
+mod pool;
 mod produce;
 #[cfg(feature = "oci")]
 mod push;
@@ -107,6 +109,9 @@ enum Command {
     #[cfg(feature = "operator")]
     #[command(subcommand)]
     Crds(crds::Command),
+    #[cfg(feature = "operator")]
+    #[command(subcommand)]
+    Pool(pool::Command),
     Completion(completion::Command),
     #[command(hide = true)]
     Docs(docs::Command),
@@ -182,6 +187,8 @@ impl Command {
             Self::Operator(command) => command.run(target),
             #[cfg(feature = "operator")]
             Self::Crds(command) => command.run(),
+            #[cfg(feature = "operator")]
+            Self::Pool(command) => command.run(),
             Self::Completion(command) => command.run(),
             Self::Docs(command) => command.run(),
             Self::CompileHelper(_) => Ok(()),

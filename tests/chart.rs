@@ -82,6 +82,40 @@ fn a_namespaced_operator_has_no_cluster_role_of_its_own() {
     assert!(!text.contains("ClusterRole"), "{text}");
 }
 
+/// Strimzi's own model reads the example.
+#[test]
+fn the_strimzi_example_is_what_strimzi_reads() {
+    let check = |file: &Path| {
+        Command::new(root().join("tests/env/strimzi"))
+            .arg(file)
+            .output()
+            .expect("tests/env/strimzi can be run")
+    };
+    let example = root().join("deploy/examples/strimzi.yaml");
+    let output = check(&example);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let good = String::from_utf8(output.stdout).unwrap();
+    for kind in ["good: KafkaNodePool v1 ", "good: Kafka v1 ", "good: KafkaUser v1 "] {
+        assert!(good.contains(kind), "{good}");
+    }
+    // And it would say so.
+    let text = std::fs::read_to_string(&example).unwrap();
+    for (good, bad, says) in [
+        ("patternType: prefix", "pattern: prefix", "has no field pattern"),
+        ("operations: [IdempotentWrite]", "operations: [Idempotent]", "is not understood: \"Idempotent\""),
+        ("roles: [controller, broker]", "roles: [controller, brokers]", "is not understood"),
+        ("replicas: 3", "replicas: three", "not a valid `int` value"),
+        ("strimzi.io/v1\nkind: KafkaUser", "strimzi.io/v2\nkind: KafkaUser", "version v2 is not served"),
+    ] {
+        assert!(text.contains(good), "{good}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text.replace(good, bad)).unwrap();
+        let output = check(file.path());
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(says), "{bad}: {error}");
+    }
+}
+
 /// Prometheus' own tool reads the rules, and says when each fires.
 #[test]
 fn alerts_fire_when_they_should() {

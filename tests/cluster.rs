@@ -5,6 +5,10 @@
 
 #[path = "cluster/many.rs"]
 mod many;
+#[path = "oci/world.rs"]
+mod oci;
+#[path = "cluster/secure.rs"]
+mod secure;
 #[path = "cluster/world.rs"]
 mod world;
 
@@ -176,6 +180,8 @@ fn from_helm_install_to_delete() {
 
     let mut written = the_readme_example(&world);
     story.tell("the README's example transforms; get, wait and lag tell the truth");
+    operators_measure_themselves(&world);
+    story.tell("of two operators one leads, and each says so in its metrics");
     written.extend(a_module_is_swapped(&world));
     story.tell("a changed module is swapped: no pod restarted, no rebalance");
     written.extend(a_broken_module_leaves_the_old_one(&world));
@@ -198,6 +204,8 @@ fn from_helm_install_to_delete() {
     wait_values(&world, "orders-loud", &written);
     a_namespace_is_deleted(&world);
     story.tell("a namespace deleted, made again, deleted: nothing hangs, nothing is left, others go on");
+    secure::behind_locks(&world, UPPERCASE);
+    story.tell("Kafka by TLS and SCRAM, a registry by TLS and account, signed images; a password rotates");
     many::a_thousand_at_once(&world);
     story.tell("a thousand coprocessors at once, then silence");
     deletion_leaves_users_topics(&world);
@@ -229,6 +237,37 @@ fn the_readme_example(world: &World) -> Vec<String> {
     }
     eprintln!("{table}");
     wanted
+}
+
+fn operators_measure_themselves(world: &World) {
+    let operators: Vec<String> = pods(world, "operator")
+        .iter()
+        .map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(operators.len(), 2);
+    let ask = |pod: &str, path: &str| {
+        world.run(
+            "kubectl",
+            &["get", "--raw", &format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9645/proxy/{path}")],
+        )
+    };
+    let metrics: BTreeMap<&String, String> = operators.iter().map(|pod| (pod, ask(pod, "metrics"))).collect();
+    let leaders: Vec<_> = metrics.iter().filter(|(_, text)| text.contains("\ncoproc_leader 1\n")).collect();
+    let holder = world.kubectl(&["get", "lease", "coproc-operator", "-o", "jsonpath={.spec.holderIdentity}"]);
+    assert_eq!(leaders.iter().map(|(pod, _)| pod.as_str()).collect::<Vec<_>>(), [holder]);
+    let text = leaders[0].1;
+    for says in [
+        "coproc_resources{kind=\"Coprocessor\",ready=\"true\"} 1\n",
+        "coproc_resources{kind=\"RuntimePool\",ready=\"true\"} 1\n",
+        "coproc_reconcile_seconds_count{kind=\"Coprocessor\"}",
+        "coproc_operator_api_writes_total{kind=\"Coprocessor\",what=\"status\"}",
+        "coproc_operator_control_records_written_total{pool=\"default/coproc-system/default\"}",
+    ] {
+        assert!(text.contains(says), "{says}: {text}");
+    }
+    for pod in &operators {
+        assert_eq!((ask(pod, "healthz"), ask(pod, "readyz")), ("ok".into(), "ok".into()), "{pod}");
+    }
 }
 
 fn a_module_is_swapped(world: &World) -> Vec<String> {
@@ -447,12 +486,30 @@ fn a_namespace_is_deleted(world: &World) {
         world.apply_in(DOOMED, &coprocessor);
         let wait = ["-n", DOOMED, "wait", "--for=condition=Ready", "coprocessor/shout", "--timeout=120s"];
         world.run("kubectl", &wait);
+        let base: u32 = world
+            .run(
+                "kubectl",
+                &["-n", DOOMED, "get", "rtpool", "default", "-o", "jsonpath={.status.nodeIdBase}"],
+            )
+            .parse()
+            .unwrap();
+        assert!(world.table("coprocessor_status_topic").contains_key(&base.to_string()));
+        let started = Instant::now();
         world.run("kubectl", &["delete", "namespace", DOOMED, "--timeout=120s"]);
-        until("its control record is gone", 30, || {
-            let table = world.table("coprocessor_internal_topic");
-            let of_doomed = |key: &str| key.starts_with("deployment/") && key.contains("/doomed/");
-            (!table.keys().any(|key| of_doomed(key))).then_some(())
-        });
+        eprintln!("kubectl delete namespace took {:.1?}", started.elapsed());
+        // By then nothing is left of it: no group, no record about a deployment, a node or the pool.
+        let (control, status) =
+            (world.table("coprocessor_internal_topic"), world.table("coprocessor_status_topic"));
+        let of_doomed = |key: &&String| key.contains("/doomed/") || **key == format!("nodes/{base}");
+        assert_eq!(control.keys().filter(of_doomed).collect::<Vec<_>>(), [""; 0]);
+        let of_nodes = |key: &&String| {
+            let node = key.split('/').next().and_then(|node| node.parse::<u32>().ok());
+            key.contains("/doomed/") || node.is_some_and(|node| (base..base + 1000).contains(&node))
+        };
+        assert_eq!(status.keys().filter(of_nodes).collect::<Vec<_>>(), [""; 0]);
+        let groups =
+            world.kafka_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", &["--list"]);
+        assert!(!groups.contains(".doomed."), "{groups}");
     }
     let topics = world.kafka_tool("org.apache.kafka.tools.TopicCommand", &["--list"]);
     assert!(topics.lines().any(|line| line == "doomed"), "{topics}");
@@ -503,7 +560,6 @@ fn deletion_leaves_users_topics(world: &World) {
     let (control, status) =
         (world.table("coprocessor_internal_topic"), world.table("coprocessor_status_topic"));
     assert!(!control.contains_key(CONTROL_KEY), "{control:?}");
-    // What a namespace that was deleted left behind is said in docs/kubernetes.md.
     let of_shout = format!("/{NAMESPACE}/coprocessor/shout");
     assert!(!status.keys().any(|key| key.ends_with(&of_shout)), "{:?}", status.keys());
     let groups = world.kafka_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", &["--list"]);

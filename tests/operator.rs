@@ -216,6 +216,13 @@ async fn what_is_fixed_stays_fixed() {
     let with_group = coprocessor(&json!({"consumerGroup": "g"}));
     at.apply("Coprocessor", "a", &with_group).await.unwrap();
     at.apply("Coprocessor", "b", &coprocessor(&json!({}))).await.unwrap();
+    let pipeline = |source: Value| {
+        json!({"source": source, "steps": [{"name": "a", "module": {"image": "r/m:1"}}],
+            "sinks": [{"type": "Kafka", "kafka": {"topic": "out"}}]})
+    };
+    let kafka = |kafka: Value| pipeline(json!({"type": "Kafka", "kafka": kafka}));
+    at.apply("Pipeline", "a", &kafka(json!({"topics": ["in"], "consumerGroup": "g"}))).await.unwrap();
+    at.apply("Pipeline", "b", &pipeline(json!({"uri": "nats://in"}))).await.unwrap();
     let pool = |change: Value| {
         let mut spec = json!({"kafka": {"bootstrapServers": ["k:9092"]}});
         spec.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
@@ -227,6 +234,27 @@ async fn what_is_fixed_stays_fixed() {
         ("Coprocessor", "a", coprocessor(&json!({})), "consumerGroup cannot be changed"),
         ("Coprocessor", "b", with_group.clone(), "consumerGroup cannot be changed"),
         ("Coprocessor", "b", coprocessor(&json!({"pool": "other"})), "pool cannot be changed"),
+        (
+            "Pipeline",
+            "a",
+            kafka(json!({"topics": ["in"], "consumerGroup": "h"})),
+            "consumerGroup cannot be changed",
+        ),
+        ("Pipeline", "a", kafka(json!({"topics": ["in"]})), "consumerGroup cannot be changed"),
+        // Nor by way of another source.
+        (
+            "Pipeline",
+            "a",
+            pipeline(json!({"uri": "nats://in"})),
+            "cannot be changed to or from Kafka: delete",
+        ),
+        (
+            "Pipeline",
+            "a",
+            pipeline(json!({"type": "Http", "http": {}})),
+            "cannot be changed to or from Kafka",
+        ),
+        ("Pipeline", "b", kafka(json!({"topics": ["in"]})), "cannot be changed to or from Kafka"),
         ("RuntimePool", "p", pool(json!({"nodeIdBase": 3000})), "nodeIdBase cannot be changed"),
         ("RuntimePool", "p", pool(json!({})), "nodeIdBase cannot be removed"),
         (
@@ -239,6 +267,8 @@ async fn what_is_fixed_stays_fixed() {
         let error = at.apply(kind, name, &spec).await.expect_err(says);
         assert!(error.to_string().contains(says), "{kind} {name}: {error}");
     }
+    at.apply("Pipeline", "a", &kafka(json!({"topics": ["in", "in2"], "consumerGroup": "g"}))).await.unwrap();
+    at.apply("Pipeline", "b", &pipeline(json!({"type": "Http", "http": {}}))).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -437,17 +467,184 @@ async fn a_finalizer_lets_go_when_nothing_can_be_cleaned_up() {
         condition(&told, "Ready")["message"].as_str().unwrap().contains("coproc.dev/force-finalize=true")
     );
     let forced = json!({"metadata": {"annotations": {"coproc.dev/force-finalize": "true"}}});
-    coprocessors.patch("forced", &PatchParams::default(), &Patch::Merge(forced)).await.unwrap();
+    coprocessors.patch("forced", &PatchParams::default(), &Patch::Merge(forced.clone())).await.unwrap();
     at.gone("Coprocessor", "forced").await;
-    at.api("RuntimePool").delete("default", &DeleteParams::default()).await.unwrap();
+    // The same for a pool; without it, nobody can clean up after its resources.
+    let pools = at.api("RuntimePool");
+    pools.delete("default", &DeleteParams::default()).await.unwrap();
     at.reason("Coprocessor", "orphaned", "PoolNotFound").await;
+    let told = at.reason("RuntimePool", "default", "KafkaUnavailable").await;
+    assert!(
+        condition(&told, "Ready")["message"].as_str().unwrap().contains("coproc.dev/force-finalize=true")
+    );
+    pools.patch("default", &PatchParams::default(), &Patch::Merge(forced)).await.unwrap();
+    at.gone("RuntimePool", "default").await;
     coprocessors.delete("orphaned", &DeleteParams::default()).await.unwrap();
     at.gone("Coprocessor", "orphaned").await;
+    // Each says why, to whoever looks at what happened.
+    let events = api_of(&at.client, "events.k8s.io", "v1", "Event", Some("ways-out"));
+    let told = events.list(&ListParams::default()).await.unwrap();
+    let skipped = told.items.iter().filter(|event| event.data["reason"] == "CleanUpSkipped");
+    let skipped: std::collections::BTreeMap<_, _> = skipped
+        .map(|event| {
+            let about = event.data["regarding"]["name"].as_str().unwrap().to_owned();
+            (about, event.data["note"].as_str().unwrap().to_owned())
+        })
+        .collect();
+    for (about, why) in [
+        ("forced", "because coproc.dev/force-finalize is set"),
+        ("default", "because coproc.dev/force-finalize is set"),
+        ("orphaned", "because its RuntimePool is gone"),
+    ] {
+        assert!(skipped.get(about).is_some_and(|note| note.contains(why)), "{about}: {skipped:?}");
+    }
+    // What never reached its Kafka has nothing there.
     at.pool(&json!({})).await;
+    at.reason("RuntimePool", "default", "KafkaUnavailable").await;
+    pools.delete("default", &DeleteParams::default()).await.unwrap();
+    at.gone("RuntimePool", "default").await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_does_not_wait_long_for_a_kafka_that_is_gone() {
+    let at = Fixture::new("patience").await;
+    let running = at.start();
+    at.pool(&json!({})).await;
+    at.apply("Coprocessor", "a", &coprocessor(&json!({}))).await.unwrap();
+    at.reason("Coprocessor", "a", "TopicNotFound").await;
+    at.log.set_down(true);
+    at.reason("Coprocessor", "a", "KafkaUnavailable").await;
+    let started = Instant::now();
+    end_namespace(&at, &["a"]).await;
+    until("both are gone", Duration::from_mins(3), async || {
+        let coprocessor = at.api("Coprocessor").get_opt("a").await.unwrap();
+        let pool = at.api("RuntimePool").get_opt("default").await.unwrap();
+        (coprocessor.is_none() && pool.is_none()).then_some(())
+    })
+    .await;
+    assert!(started.elapsed() > Duration::from_secs(55), "a Kafka may be away for a moment");
+    running.stop().await;
+}
+
+/// What `kubectl delete namespace` does on an API server without controllers.
+async fn end_namespace(at: &Fixture, coprocessors: &[&str]) {
     let namespaces = api_of(&at.client, "", "v1", "Namespace", None);
-    namespaces.delete("ways-out", &DeleteParams::default()).await.unwrap();
-    coprocessors.delete("by-namespace", &DeleteParams::default()).await.unwrap();
-    at.gone("Coprocessor", "by-namespace").await;
+    namespaces.delete(&at.namespace, &DeleteParams::default()).await.unwrap();
+    let secrets = api_of(&at.client, "", "v1", "Secret", Some(&at.namespace));
+    secrets.delete_collection(&DeleteParams::default(), &ListParams::default()).await.unwrap();
+    at.api("RuntimePool").delete("default", &DeleteParams::default()).await.unwrap();
+    for name in coprocessors {
+        at.api("Coprocessor").delete(name, &DeleteParams::default()).await.unwrap();
+    }
+}
+
+/// A pool with a Secret, and two coprocessors that a node runs.
+async fn two_that_run(at: &Fixture) {
+    let secrets = api_of(&at.client, "", "v1", "Secret", Some(&at.namespace));
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "extra"}});
+    secrets.create(&PostParams::default(), &serde_json::from_value(secret).unwrap()).await.unwrap();
+    at.pool(&json!({"secrets": ["extra"]})).await;
+    at.log.topic("in", 1);
+    at.log.group("somebody-elses", 0);
+    for name in ["a", "b"] {
+        at.apply("Coprocessor", name, &coprocessor(&json!({"outputTopics": [name]}))).await.unwrap();
+        at.reason("Coprocessor", name, "NoNodes").await;
+        at.log.group(&format!("coproc.default.{}.coprocessor.{name}", at.namespace), 0);
+    }
+    at.heartbeat(1000, &[at.report("a", 1, State::Running, 1), at.report("b", 1, State::Running, 1)]);
+    at.reason("Coprocessor", "a", "Running").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_that_is_deleted_leaves_nothing_in_the_log() {
+    let at = Fixture::new("doomed").await;
+    let running = at.start();
+    two_that_run(&at).await;
+    end_namespace(&at, &["a", "b"]).await;
+    // The node runs them: nothing goes before they have stopped.
+    let told = at.reason("RuntimePool", "default", "Stopping").await;
+    let message = condition(&told, "Ready")["message"].as_str().unwrap().to_owned();
+    assert_eq!(message, "2 resource(s) that it runs are being deleted");
+    until("the tombstones are written", Duration::from_secs(10), async || {
+        at.deployments().is_empty().then_some(())
+    })
+    .await;
+    at.heartbeat(1000, &[]);
+    at.gone("Coprocessor", "a").await;
+    at.gone("Coprocessor", "b").await;
+    assert_eq!(at.log.group_names(), ["somebody-elses"]);
+    until("it waits for its node", Duration::from_secs(10), async || {
+        let told = at.reason("RuntimePool", "default", "Stopping").await;
+        let message = condition(&told, "Ready")["message"].as_str().unwrap().to_owned();
+        message.contains("1 node(s) were heard of").then_some(())
+    })
+    .await;
+    let sets = api_of(&at.client, "apps", "v1", "StatefulSet", Some("doomed"));
+    assert_eq!(sets.get("default-runtime").await.unwrap().data["spec"]["replicas"], 0);
+    at.down(1000);
+    at.gone("RuntimePool", "default").await;
+    for topic in ["coprocessor_internal_topic", "coprocessor_status_topic"] {
+        assert_eq!(at.log.table(topic).keys().collect::<Vec<_>>(), [""; 0], "{topic}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_that_comes_too_late_for_the_secrets_lets_go() {
+    let at = Fixture::new("secretless").await;
+    let running = at.start();
+    two_that_run(&at).await;
+    running.stop().await;
+    end_namespace(&at, &["a", "b"]).await;
+    let running = at.start();
+    at.gone("Coprocessor", "a").await;
+    at.gone("Coprocessor", "b").await;
+    at.gone("RuntimePool", "default").await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_that_is_deleted_alone_leaves_its_resources_to_the_next() {
+    let at = Fixture::new("alone").await;
+    let running = at.start();
+    two_that_run(&at).await;
+    let deployed = at.deployments();
+    at.api("RuntimePool").delete("default", &DeleteParams::default()).await.unwrap();
+    let told = at.reason("RuntimePool", "default", "Stopping").await;
+    let message = condition(&told, "Ready")["message"].as_str().unwrap().to_owned();
+    assert!(message.starts_with("2 resource(s) name it; they stay"), "{message}");
+    at.reason("Coprocessor", "a", "PoolNotFound").await;
+    until("its nodes are stopped", Duration::from_secs(30), async || {
+        let sets = api_of(&at.client, "apps", "v1", "StatefulSet", Some("alone"));
+        (sets.get("default-runtime").await.unwrap().data["spec"]["replicas"] == 0).then_some(())
+    })
+    .await;
+    at.down(1000);
+    at.gone("RuntimePool", "default").await;
+    assert_eq!(at.deployments(), deployed, "what stays goes on with the next pool of this name");
+    assert_eq!(at.log.table("coprocessor_status_topic").len(), 0);
+    let pools = api_of(&at.client, "apps", "v1", "StatefulSet", Some("alone"));
+    // There is no garbage collector here.
+    pools.delete("default-runtime", &DeleteParams::default()).await.unwrap();
+    let of_owner = DeleteParams::default();
+    for (group, kind) in [
+        ("", "ServiceAccount"),
+        ("", "ConfigMap"),
+        ("", "Service"),
+        ("networking.k8s.io", "NetworkPolicy"),
+        ("policy", "PodDisruptionBudget"),
+    ] {
+        api_of(&at.client, group, "v1", kind, Some("alone"))
+            .delete("default-runtime", &of_owner)
+            .await
+            .unwrap();
+    }
+    at.pool(&json!({})).await;
+    let pool = at.reason("RuntimePool", "default", "RollingOut").await;
+    assert_eq!(pool["status"]["nodeIdBase"], 1000);
+    at.heartbeat(1000, &[at.report("a", 1, State::Running, 1), at.report("b", 1, State::Running, 1)]);
+    at.reason("Coprocessor", "a", "Running").await;
     running.stop().await;
 }
 
@@ -602,6 +799,8 @@ async fn a_stale_leader_is_fenced_by_the_log() {
         () = more => return,
     };
     assert!(matches!(ended, Err(coproc::operator::Error::Fenced(_))));
+    // It may have been fenced by the snapshot that it still had to write.
+    at.apply("Coprocessor", "b0", &coprocessor(&json!({"outputTopics": ["b0"]}))).await.unwrap();
     at.reason("Coprocessor", "b0", "NoNodes").await;
     fresh.stop().await;
 }
@@ -615,7 +814,7 @@ const UNSEEN: [&str; 1] = [
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_operator_has_the_rights_that_it_uses_and_no_others() {
     let at = Fixture::new("rights").await;
-    let granted = chart::rules(&at.client, "rights").await;
+    let granted = chart::rules(&at.client, "rights", &[]).await;
     let user = "system:serviceaccount:rights:coproc";
     let lines = audit_lines();
     let running = at.start_with(cluster::client_as(Some(user)).await, Some("rights"), "operator-0");
@@ -648,6 +847,8 @@ async fn the_operator_has_the_rights_that_it_uses_and_no_others() {
     })
     .await;
     tokio::time::sleep(Duration::from_secs(3)).await;
+    at.api("RuntimePool").delete("default", &DeleteParams::default()).await.unwrap();
+    at.gone("RuntimePool", "default").await;
     running.stop().await;
     let used: std::collections::BTreeSet<String> = requests(lines, "rights", Some(user))
         .into_iter()
@@ -661,6 +862,42 @@ async fn the_operator_has_the_rights_that_it_uses_and_no_others() {
     let granted: std::collections::BTreeSet<String> =
         granted.into_iter().filter(|right| !UNSEEN.contains(&right.as_str())).collect();
     assert_eq!(used, granted);
+}
+
+/// `coproc pool delete`, with the rights of the chart's hook and no operator: Helm must not hang.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_hook_of_the_chart_lets_a_pool_go() {
+    let at = Fixture::new("hook").await;
+    chart::rules(&at.client, "hook", &["pool.bootstrapServers={kafka:9092}"]).await;
+    let running = at.start();
+    at.pool(&json!({})).await;
+    at.reason("RuntimePool", "default", "RollingOut").await;
+    running.stop().await;
+    let user = "system:serviceaccount:hook:coproc-pool";
+    let file = std::fs::read_to_string(cluster::run_directory().join("admin.kubeconfig")).unwrap();
+    let mut file: Value = serde_yaml::from_str(&file).unwrap();
+    file["users"][0]["user"]["as"] = user.into();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("kubeconfig");
+    std::fs::write(&path, file.to_string()).unwrap();
+    let lines = audit_lines();
+    let delete = |pool: &'static str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_coproc"));
+        let arguments = ["pool", "delete", pool, "--namespace", "hook", "--timeout", "2s"];
+        let output = command.args(arguments).env("KUBECONFIG", &path).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (is_good, says) = delete("default");
+    assert!(is_good && says.contains("pool default is let go"), "{says}");
+    at.gone("RuntimePool", "default").await;
+    let (is_good, says) = delete("default");
+    assert!(is_good && says.contains("there is no pool default"), "{says}");
+    let (is_good, says) = delete("other");
+    assert!(!is_good && says.contains("may you?"), "{says}");
+    let used: std::collections::BTreeSet<String> =
+        requests(lines, "hook", Some(user)).into_iter().map(|request| request.verb).collect();
+    assert_eq!(used.into_iter().collect::<Vec<_>>(), ["delete", "get", "patch"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

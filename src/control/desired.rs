@@ -144,6 +144,11 @@ impl DesiredState {
         self.blocks.get(&base).map(String::as_str)
     }
 
+    /// The blocks of node ids that a pool owns.
+    pub fn blocks_of(&self, owner: &str) -> impl Iterator<Item = u32> {
+        self.blocks.iter().filter(move |(_, at)| at.as_str() == owner).map(|(base, _)| *base)
+    }
+
     /// What the last full write left of a namespace's deployments in a pool.
     pub fn snapshot(
         &self,

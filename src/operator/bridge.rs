@@ -85,6 +85,17 @@ pub fn snapshot(state: &DesiredState, pool: &PoolKey, resources: &BTreeSet<Ident
     })
 }
 
+/// What is left of a pool that is gone: its snapshot and its claims of node ids.
+pub fn retired(state: &DesiredState, pool: &PoolKey) -> Vec<Keyed> {
+    let snapshot = state
+        .snapshot(&pool.installation, &pool.namespace, &pool.name)
+        .map(|_| ControlKey::Snapshot(pool.installation.clone(), pool.namespace.clone(), pool.name.clone()));
+    let owner = pool.owner();
+    let blocks = state.blocks_of(&owner).map(ControlKey::Nodes);
+    let keys: Vec<ControlKey> = snapshot.into_iter().chain(blocks).collect();
+    keys.into_iter().map(|key| Keyed { key: key.to_string().into_bytes(), value: None }).collect()
+}
+
 /// The loop that a deployment would close with the others of its pool.
 pub fn cycle_with(
     state: &DesiredState,
@@ -133,7 +144,8 @@ pub enum Claim {
     Exhausted,
 }
 
-const BLOCK: u32 = 1000;
+/// Node ids of a block.
+pub const BLOCK: u32 = 1000;
 const LAST_BLOCK: u32 = 4_000_000;
 
 /// Decides on a pool's block. `wanted` is what the specification says or the status remembers; `written` is the
@@ -248,6 +260,12 @@ mod tests {
             claim(&state, &pool(), Some(1000), None),
             Claim::Taken { base: 1000, owner: "default/a/x".into() }
         );
+        let keys = |pool: &PoolKey| -> Vec<_> {
+            let records = retired(&state, pool).into_iter();
+            records.map(|keyed| (String::from_utf8(keyed.key).unwrap(), keyed.value)).collect()
+        };
+        assert_eq!(keys(&pool()), [("nodes/2000".into(), None)]);
+        assert_eq!(keys(&PoolKey { namespace: "other".parse().unwrap(), ..pool() }), []);
         let Claim::Restore(record) = claim(&state, &pool(), None, Some(1000)) else {
             panic!("the winner's claim has to be restored");
         };

@@ -19,6 +19,7 @@ use crate::operator::backoff::Backoff;
 use crate::operator::bridge::PoolKey;
 use crate::operator::crd::{Coprocessor, Pipeline, RuntimePool};
 use crate::operator::draft::DeploymentKind;
+use crate::operator::lifecycle::FINALIZER;
 use crate::operator::link::{Link, Notice};
 use crate::operator::metrics::Metrics;
 use crate::operator::questions::Questions;
@@ -121,6 +122,7 @@ pub struct Context {
     pub questions: Questions,
     links: RwLock<HashMap<PoolKey, Arc<Link>>>,
     modules: Mutex<HashMap<Identity, Vec<Known>>>,
+    waits: Mutex<HashMap<String, Duration>>,
     written: Written,
     notices: mpsc::Sender<Notice>,
     recorder: Recorder,
@@ -164,6 +166,7 @@ impl Context {
             questions: Questions::default(),
             links: RwLock::default(),
             modules: Mutex::default(),
+            waits: Mutex::default(),
             written: Written::default(),
             notices: parts.notices,
         }
@@ -171,8 +174,12 @@ impl Context {
 
     /// The pool of this key, unless it is gone or going.
     pub fn pool(&self, key: &PoolKey) -> Option<Arc<RuntimePool>> {
-        let at = ObjectRef::new(key.name.as_str()).within(key.namespace.as_str());
-        self.stores.pools.get(&at).filter(|pool| pool.metadata.deletion_timestamp.is_none())
+        self.pool_until_gone(key).filter(|pool| pool.metadata.deletion_timestamp.is_none())
+    }
+
+    /// The pool of this key, also while it is being deleted.
+    pub fn pool_until_gone(&self, key: &PoolKey) -> Option<Arc<RuntimePool>> {
+        self.stores.pools.get(&ObjectRef::new(key.name.as_str()).within(key.namespace.as_str()))
     }
 
     /// The link of a pool, if there is one.
@@ -205,7 +212,7 @@ impl Context {
     /// Ends the links of all pools that are gone.
     pub fn sweep_links(&self) {
         let keys: Vec<PoolKey> = self.links.read().keys().cloned().collect();
-        for key in keys.iter().filter(|key| self.pool(key).is_none()) {
+        for key in keys.iter().filter(|key| self.pool_until_gone(key).is_none()) {
             self.drop_link(key);
         }
     }
@@ -228,16 +235,33 @@ impl Context {
     where
         K::DynamicType: Eq + Hash + Clone,
     {
-        let of_pool = store.state().into_iter().filter(|object| {
-            object.pool() == key.name.as_str()
-                && object.namespace().as_deref() == Some(key.namespace.as_str())
-        });
-        of_pool
+        of_pool(store, key)
             .filter_map(|object| {
                 let is_deleted = object.meta().deletion_timestamp.is_some();
                 Some((identity(&self.installation, object.as_ref())?, is_deleted))
             })
             .collect()
+    }
+
+    /// Of what names a pool that is being deleted: how many resources still have to be cleaned up after, and how many
+    /// stay without it.
+    pub fn dependents(&self, key: &PoolKey, namespace_ends: bool) -> Dependents {
+        let mut found = Dependents::default();
+        found.count(&self.stores.coprocessors, key, namespace_ends);
+        found.count(&self.stores.pipelines, key, namespace_ends);
+        found
+    }
+
+    /// For how long something has been waited for, by this process: 0 at the first call.
+    pub fn waited(&self, what: &str) -> Duration {
+        let now = self.world.clock.monotonic();
+        let since = *self.waits.lock().entry(what.to_owned()).or_insert(now);
+        now.saturating_sub(since)
+    }
+
+    /// Nobody waits for it any more.
+    pub fn waits_no_more(&self, what: &str) {
+        self.waits.lock().remove(what);
     }
 
     /// Whether there is a resource of this identity, being deleted or not.
@@ -273,6 +297,12 @@ impl Context {
     /// Forgets a deployment that is gone.
     pub fn forget(&self, identity: &Identity, key: &str) {
         self.modules.lock().remove(identity);
+        self.forget_object(key);
+    }
+
+    /// Forgets an object that is gone.
+    pub fn forget_object(&self, key: &str) {
+        self.waits_no_more(key);
         self.written.forget(key);
         self.backoff.succeeded(&key.to_owned());
     }
@@ -313,6 +343,40 @@ impl Context {
             tracing::warn!(%error, reason, "an event was not written");
         }
     }
+}
+
+/// What names a pool that is being deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Dependents {
+    /// They are on their way out, and have to be cleaned up after first.
+    pub ending: usize,
+    /// They are not.
+    pub staying: usize,
+}
+
+impl Dependents {
+    fn count<K: DeploymentKind + Clone>(&mut self, store: &Store<K>, key: &PoolKey, namespace_ends: bool)
+    where
+        K::DynamicType: Eq + Hash + Clone,
+    {
+        for object in of_pool(store, key) {
+            let has_finalizer = object.finalizers().iter().any(|name| name == FINALIZER);
+            match object.meta().deletion_timestamp.is_some() || namespace_ends {
+                true if has_finalizer => self.ending += 1,
+                true => {}
+                false => self.staying += 1,
+            }
+        }
+    }
+}
+
+fn of_pool<K: DeploymentKind + Clone>(store: &Store<K>, key: &PoolKey) -> impl Iterator<Item = Arc<K>>
+where
+    K::DynamicType: Eq + Hash + Clone,
+{
+    store.state().into_iter().filter(|object| {
+        object.pool() == key.name.as_str() && object.namespace().as_deref() == Some(key.namespace.as_str())
+    })
 }
 
 /// Which deployment a resource is.

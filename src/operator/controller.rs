@@ -4,13 +4,14 @@ pub mod deployment;
 mod finish;
 mod modules;
 pub mod pool;
+mod retire;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::Resource;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::controller::Action;
+use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -19,6 +20,7 @@ use crate::core::disposition::Disposition;
 use crate::operator::apply::{self, MANAGER};
 use crate::operator::context::{Context, object_key};
 use crate::operator::dereference;
+use crate::operator::lifecycle::FINALIZER;
 use crate::ports::LogError;
 
 /// Why a reconciliation has to be tried again.
@@ -77,6 +79,29 @@ pub fn on_error<K: Resource<DynamicType = ()>>(
     let wait = context.backoff.failed(key.clone());
     tracing::warn!(object = key, %error, wait = ?wait, "reconciliation failed; it is tried again");
     Action::requeue(wait)
+}
+
+/// Adds or removes the finalizer; others of the object stay. A conflict comes back as an error.
+pub(super) async fn set_finalizer<K>(context: &Context, object: &K, wanted: bool) -> Result<(), Error>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
+{
+    let mut finalizers: Vec<String> = object.finalizers().to_vec();
+    finalizers.retain(|name| name != FINALIZER);
+    if wanted {
+        finalizers.push(FINALIZER.into());
+    }
+    let api: Api<K> = Api::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
+    let body = json!({"metadata": {"finalizers": finalizers, "resourceVersion": object.resource_version()}});
+    context.metrics.api_writes.with_label_values(&[K::kind(&()).as_ref(), "finalizer"]).inc();
+    match api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(body)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(error)) if error.code == 404 && !wanted => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Writes a status by server-side apply.

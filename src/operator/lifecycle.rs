@@ -1,12 +1,20 @@
-//! What a coprocessor or pipeline needs next: to be run, to be cleaned up, or to be let go. Pure.
+//! What a coprocessor, a pipeline or a pool needs next: to be run, to be cleaned up, or to be let go. Pure.
 //!
-//! The finalizer keeps a resource until its group and its records are gone. It must never keep a namespace, or
-//! outlive the Kafka that it waits for: every way out is here.
+//! The finalizer keeps a resource until its group and its records are gone, and a pool until everything that needs its
+//! connection is. It must never keep a namespace for long, or outlive the Kafka that it waits for: every way out is
+//! here.
+
+use std::time::Duration;
 
 /// The finalizer.
 pub const FINALIZER: &str = "coproc.dev/cleanup";
 /// Annotation: `true` gives up the clean-up.
 pub const FORCE: &str = "coproc.dev/force-finalize";
+/// How long a clean-up may keep a namespace that is being deleted, by the clock of the operator that does it.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a pool that is deleted waits for resources that name it and are not being deleted: whoever deletes all of
+/// them in one command deletes one after the other.
+pub const GRACE: Duration = Duration::from_secs(10);
 
 /// What is known about a resource's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,12 +27,12 @@ pub struct Facts {
     pub is_deleted: bool,
     /// It has the finalizer.
     pub has_finalizer: bool,
-    /// Its pool is there and stays.
+    /// Its pool is there; being deleted, it waits for it.
     pub has_pool: bool,
-    /// A Secret that the pool needs is gone.
+    /// A Secret that the pool needs is gone, and there is no connection that was opened with it.
     pub secret_is_gone: bool,
-    /// Its namespace is being deleted.
-    pub namespace_ends: bool,
+    /// Its namespace is being deleted, and its clean-up has taken longer than `PATIENCE`.
+    pub holds_namespace: bool,
     /// The annotation asks to give up.
     pub is_forced: bool,
 }
@@ -54,9 +62,9 @@ pub fn step(facts: &Facts) -> Step {
     }
     match facts {
         Facts { is_forced: true, .. } => Step::GiveUp("coproc.dev/force-finalize is set"),
-        Facts { namespace_ends: true, .. } => Step::GiveUp("the namespace is being deleted"),
         Facts { has_pool: false, .. } => Step::GiveUp("its RuntimePool is gone"),
         Facts { secret_is_gone: true, .. } => Step::GiveUp("a Secret that its RuntimePool needs is gone"),
+        Facts { holds_namespace: true, .. } => Step::GiveUp("it keeps a namespace that is being deleted"),
         _ => Step::CleanUp,
     }
 }
@@ -96,6 +104,106 @@ pub fn clean(remains: &Remains) -> Cleaning {
     }
 }
 
+/// How the Kafka of a pool that is being deleted is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Reach {
+    /// It is.
+    #[default]
+    Up,
+    /// Not now.
+    Down,
+    /// What the operator would need for it is gone, and why.
+    Lost(String),
+}
+
+/// What is known about a pool that is being deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent facts")]
+pub struct PoolFacts {
+    /// The annotation asks to give up.
+    pub is_forced: bool,
+    /// Its namespace is being deleted.
+    pub namespace_ends: bool,
+    /// Resources of it that have to be cleaned up after first.
+    pub ending: usize,
+    /// Resources that name it and stay.
+    pub staying: usize,
+    /// For how long it is known that it is being deleted.
+    pub waited: Duration,
+    /// For how long no resource has been ending.
+    pub alone: Duration,
+    /// Whether it has a block of node ids: without one, it wrote nothing.
+    pub has_node_ids: bool,
+    /// Its StatefulSet belongs to somebody else: it was deleted with `--cascade=orphan`.
+    pub is_orphaned: bool,
+    /// Pods that there are.
+    pub pods: usize,
+    /// How its Kafka is reached.
+    pub reach: Reach,
+    /// Whether all that nodes said is known.
+    pub is_heard: bool,
+    /// Nodes that were heard of lately.
+    pub nodes: usize,
+}
+
+/// The next step of a pool that is being deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Retiring {
+    /// Somebody else is at it: with the reason, and what is waited for.
+    Wait(&'static str, String),
+    /// Its pods are to stop.
+    StopNodes,
+    /// Remove what it left in the log, then the finalizer.
+    CleanUp,
+    /// It left nothing in the log.
+    LetGo,
+    /// Remove the finalizer without a clean-up, and say why.
+    GiveUp(String),
+}
+
+/// Decides on a pool that is being deleted.
+pub fn retire(facts: &PoolFacts) -> Retiring {
+    let PoolFacts { ending, staying, pods, nodes, .. } = *facts;
+    let stopping = |message: String| Retiring::Wait("Stopping", message);
+    if facts.is_forced {
+        return Retiring::GiveUp("coproc.dev/force-finalize is set".into());
+    }
+    if ending > 0 {
+        return stopping(format!("{ending} resource(s) that it runs are being deleted"));
+    }
+    if staying > 0 && facts.waited < GRACE {
+        return stopping(format!(
+            "{staying} resource(s) name it; they stay, and wait for a pool of this name"
+        ));
+    }
+    if facts.namespace_ends && facts.alone > PATIENCE {
+        return Retiring::GiveUp("it keeps a namespace that is being deleted".into());
+    }
+    if facts.is_orphaned {
+        return Retiring::GiveUp("its StatefulSet is somebody else's, so its nodes may go on".into());
+    }
+    if pods > 0 {
+        return Retiring::StopNodes;
+    }
+    match &facts.reach {
+        Reach::Up => {}
+        _ if !facts.has_node_ids => return Retiring::LetGo,
+        Reach::Lost(why) => return Retiring::GiveUp(why.clone()),
+        Reach::Down => {
+            let message = format!(
+                "Kafka is not reached, so the records about its nodes cannot be removed; annotate the pool with \
+                 {FORCE}=true to give that up"
+            );
+            return Retiring::Wait("KafkaUnavailable", message);
+        }
+    }
+    match facts {
+        PoolFacts { is_heard: false, .. } => stopping("what its nodes say is being read".into()),
+        PoolFacts { nodes: 0, .. } => Retiring::CleanUp,
+        _ => stopping(format!("{nodes} node(s) were heard of in the last 30 s")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,7 +219,10 @@ mod tests {
             (deleted, Step::CleanUp),
             (Facts { has_finalizer: false, ..deleted }, Step::Nothing),
             (Facts { has_pool: false, ..deleted }, Step::GiveUp("its RuntimePool is gone")),
-            (Facts { namespace_ends: true, ..deleted }, Step::GiveUp("the namespace is being deleted")),
+            (
+                Facts { holds_namespace: true, ..deleted },
+                Step::GiveUp("it keeps a namespace that is being deleted"),
+            ),
             (Facts { is_forced: true, ..deleted }, Step::GiveUp("coproc.dev/force-finalize is set")),
             (
                 Facts { secret_is_gone: true, ..deleted },
@@ -119,6 +230,47 @@ mod tests {
             ),
         ] {
             assert_eq!(step(&facts), wanted, "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn a_pool_goes_last() {
+        let facts = PoolFacts { has_node_ids: true, is_heard: true, ..PoolFacts::default() };
+        let late = Duration::from_secs(61);
+        let says = |facts: &PoolFacts| match retire(facts) {
+            Retiring::Wait(reason, _) => reason.to_owned(),
+            Retiring::GiveUp(why) => why,
+            other => format!("{other:?}"),
+        };
+        let forced = PoolFacts { is_forced: true, ending: 1, ..facts.clone() };
+        let ending = PoolFacts { ending: 1, namespace_ends: true, waited: late, ..facts.clone() };
+        let staying = PoolFacts { staying: 1, ..facts.clone() };
+        let down = PoolFacts { reach: Reach::Down, ..facts.clone() };
+        let lost = PoolFacts { reach: Reach::Lost("no Secret".into()), ..facts.clone() };
+        for (facts, wanted) in [
+            (facts.clone(), "CleanUp"),
+            (forced, "coproc.dev/force-finalize is set"),
+            (ending, "Stopping"),
+            (staying.clone(), "Stopping"),
+            (PoolFacts { waited: GRACE, ..staying }, "CleanUp"),
+            (PoolFacts { pods: 1, ..down.clone() }, "StopNodes"),
+            (
+                PoolFacts { pods: 1, is_orphaned: true, ..facts.clone() },
+                "its StatefulSet is somebody else's, so its nodes may go on",
+            ),
+            (down.clone(), "KafkaUnavailable"),
+            (PoolFacts { namespace_ends: true, ..down.clone() }, "KafkaUnavailable"),
+            (
+                PoolFacts { namespace_ends: true, alone: late, ..down.clone() },
+                "it keeps a namespace that is being deleted",
+            ),
+            (PoolFacts { has_node_ids: false, ..down }, "LetGo"),
+            (lost.clone(), "no Secret"),
+            (PoolFacts { has_node_ids: false, ..lost }, "LetGo"),
+            (PoolFacts { is_heard: false, ..facts.clone() }, "Stopping"),
+            (PoolFacts { nodes: 1, ..facts }, "Stopping"),
+        ] {
+            assert_eq!(says(&facts), wanted, "{facts:?}");
         }
     }
 

@@ -22,6 +22,29 @@ pub fn root() -> PathBuf {
 pub struct World {
     dir: tempfile::TempDir,
     env: BTreeMap<String, String>,
+    /// Chains of the packet filter that were there before.
+    chains: Vec<String>,
+}
+
+/// The chains that clusters make in the packet filter, by their tables.
+fn chains() -> Vec<String> {
+    let of = |tool: &str| {
+        let output = Command::new(tool).output().map(|output| output.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&output).into_owned()
+    };
+    let mut found = Vec::new();
+    for tool in ["iptables-save", "ip6tables-save"] {
+        let mut table = String::new();
+        for line in of(tool).lines() {
+            if let Some(name) = line.strip_prefix('*') {
+                table = format!("{tool} {name}");
+            } else if line.starts_with(":KUBE-") || line.starts_with(":CNI-") {
+                found.push(format!("{table} {}", line.split(' ').next().unwrap_or(line)));
+            }
+        }
+    }
+    found.sort();
+    found
 }
 
 impl Drop for World {
@@ -31,6 +54,9 @@ impl Drop for World {
         }
         let stopped = self.script("cluster").arg("stop").arg(self.dir.path()).output();
         assert!(stopped.is_ok_and(|output| output.status.success()) || std::thread::panicking());
+        let (before, after) = (&self.chains, chains());
+        let left: Vec<_> = after.iter().filter(|chain| !before.contains(chain)).collect();
+        assert!(left.is_empty() || std::thread::panicking(), "chains are left: {left:?}");
     }
 }
 
@@ -49,7 +75,7 @@ const SHORT_WAIT: &str = "fetch.wait.max.ms=10";
 
 impl World {
     pub fn start() -> Self {
-        let mut world = Self { dir: tempfile::tempdir().unwrap(), env: BTreeMap::new() };
+        let mut world = Self { dir: tempfile::tempdir().unwrap(), env: BTreeMap::new(), chains: chains() };
         let mut start = world.script("cluster");
         start.arg("start").arg(world.dir.path()).arg(PROGRAM);
         let printed = done("the cluster", &start.stderr(Stdio::inherit()).output().unwrap()).unwrap();
@@ -132,12 +158,16 @@ impl World {
 
     /// Compiles a module and pushes it: the image by its digest.
     pub fn push(&self, image: &str, wat: &str) -> String {
+        self.push_to(self.of("REGISTRY"), image, wat)
+    }
+
+    /// The same, to another registry.
+    pub fn push_to(&self, registry: &str, image: &str, wat: &str) -> String {
         let file = self.path("module.wasm");
         std::fs::write(&file, wat::parse_str(wat).unwrap()).unwrap();
-        let registry = self.of("REGISTRY").to_owned();
         let image = format!("{registry}/{image}");
         let file = file.to_str().unwrap();
-        let pushed = self.run(PROGRAM, &["push", file, &image, "--insecure", &registry, "-o", "json"]);
+        let pushed = self.run(PROGRAM, &["push", file, &image, "--insecure", registry, "-o", "json"]);
         let pushed: Value = serde_json::from_str(&pushed).unwrap();
         pushed["image"].as_str().unwrap().to_owned()
     }

@@ -7,9 +7,9 @@ use serde_json::Value;
 use crate::cluster::api_of;
 use crate::helm::render;
 
-/// Installs the operator's Roles in a namespace: each right as `verb group/resource`.
-pub async fn rules(client: &Client, namespace: &str) -> Vec<String> {
-    let values = ["operator.namespaced=true", "rbac.aggregate=false", "crds.apply=false"];
+/// Installs the chart's Roles in a namespace, with these values besides: each right as `verb group/resource`.
+pub async fn rules(client: &Client, namespace: &str, more: &[&str]) -> Vec<String> {
+    let values = [&["operator.namespaced=true", "rbac.aggregate=false", "crds.apply=false"], more].concat();
     let text = render(namespace, &values).unwrap();
     let mut rights = Vec::new();
     for text in text.split("\n---\n").filter(|text| text.lines().any(|line| line.starts_with("kind:"))) {

@@ -279,13 +279,22 @@ impl Fixture {
         (world, options)
     }
 
+    /// What a node says last.
+    pub fn down(&self, node: u32) {
+        self.say(node, UpDown::Down, &[]);
+    }
+
     /// What a node would say: it runs these, with their partitions.
     pub fn heartbeat(&self, node: u32, reports: &[DeploymentStatus]) {
+        self.say(node, UpDown::Up, reports);
+    }
+
+    fn say(&self, node: u32, status: UpDown, reports: &[DeploymentStatus]) {
         let coprocessors: BTreeMap<_, _> =
             reports.iter().map(|report| (report.identity.display_name(), plain(report))).collect();
         let status = NodeStatus {
             node_id: coproc::core::names::NodeId(node),
-            status: UpDown::Up,
+            status,
             time: "now".into(),
             version: "0.1.0".into(),
             schema: "1.0".into(),

@@ -370,7 +370,6 @@ async fn every_field_of_a_pipeline_goes_and_comes_back() {
             ("sinks.0.kafka.topic", ("sinks.0.kafka.topic", json!("out2"))),
         ],
         told: vec![
-            (("source", json!({"uri": "kafka://in"})), "ConnectorNotAvailable"),
             (("sinks", json!([{"type": "Http", "http": {"url": "http://x"}}])), "ConnectorNotAvailable"),
             (("sinks.0.kafka.bootstrapServers", json!(["k:9092"])), "ConnectorNotAvailable"),
             (("source.kafka.bootstrapServers", json!(["k:9092"])), "ConnectorNotAvailable"),

@@ -36,10 +36,7 @@ seccompProfile: {type: RuntimeDefault}
 {{/* What the operator may do in the namespaces that it watches. A test compares this with what it does. */}}
 {{- define "coproc.rules" -}}
 - apiGroups: [coproc.dev]
-  resources: [runtimepools]
-  verbs: [list, watch]
-- apiGroups: [coproc.dev]
-  resources: [coprocessors, pipelines]
+  resources: [runtimepools, coprocessors, pipelines]
   verbs: [list, watch, patch]
 - apiGroups: [coproc.dev]
   resources: [runtimepools/status, coprocessors/status, pipelines/status]

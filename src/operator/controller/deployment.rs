@@ -3,13 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::controller::Action;
-use serde_json::json;
 
 use super::modules;
-use super::{Error, finish, write_status};
+use super::{Error, finish, set_finalizer, write_status};
 use crate::control::desired::Desired;
 use crate::core::deployment::{Deployment, Problem, Source};
 use crate::core::names::NodeId;
@@ -19,7 +16,7 @@ use crate::operator::conditions::{READY, STALLED, Verdict};
 use crate::operator::context::{Context, identity, object_key};
 use crate::operator::crd::{DeploymentResourceStatus, RuntimePool};
 use crate::operator::draft::{DeploymentKind, Draft};
-use crate::operator::lifecycle::{FINALIZER, Step, step};
+use crate::operator::lifecycle::{Step, step};
 use crate::operator::link::{Health, Link};
 use crate::operator::observe::{BY_HAND, OnNode};
 use crate::operator::resolution::Modules;
@@ -113,27 +110,6 @@ fn subject<'a, K: DeploymentKind>(object: &'a K, context: &Context) -> Option<Su
     Some(Subject { object, identity, pool, draft: object.draft() })
 }
 
-/// Adds or removes the finalizer; others of the object stay. A conflict comes back as an error.
-pub(super) async fn set_finalizer<K: DeploymentKind>(
-    context: &Context,
-    object: &K,
-    wanted: bool,
-) -> Result<(), Error> {
-    let mut finalizers: Vec<String> = object.finalizers().to_vec();
-    finalizers.retain(|name| name != FINALIZER);
-    if wanted {
-        finalizers.push(FINALIZER.into());
-    }
-    let api: Api<K> = Api::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
-    let body = json!({"metadata": {"finalizers": finalizers, "resourceVersion": object.resource_version()}});
-    context.metrics.api_writes.with_label_values(&[K::kind(&()).as_ref(), "finalizer"]).inc();
-    match api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(body)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(error)) if error.code == 404 && !wanted => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 fn waiting(reason: &str, message: impl Into<String>) -> Progress {
     Progress::Waiting { reason: reason.into(), message: message.into(), is_final: false, is_resolved: false }
 }
@@ -141,9 +117,12 @@ fn waiting(reason: &str, message: impl Into<String>) -> Progress {
 /// Brings the resource to the control topic, as far as it goes.
 async fn advance<K: DeploymentKind>(subject: &Subject<'_, K>, context: &Context) -> Result<Progress, Error> {
     let Some(pool) = context.pool(&subject.pool) else {
+        let is_going = context.pool_until_gone(&subject.pool).is_some();
         let message = format!(
-            "there is no RuntimePool {} in namespace {}: create it, or set spec.pool",
-            subject.pool.name, subject.pool.namespace
+            "{} RuntimePool {} in namespace {}: create it, or set spec.pool",
+            if is_going { "somebody deletes" } else { "there is no" },
+            subject.pool.name,
+            subject.pool.namespace
         );
         return Ok(waiting("PoolNotFound", message));
     };

@@ -6,8 +6,8 @@ use std::time::Duration;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
-use super::deployment::{Subject, accepts, node_id_base, set_finalizer};
-use super::{Error, write_status};
+use super::deployment::{Subject, accepts, node_id_base};
+use super::{Error, set_finalizer, write_status};
 use crate::control::topics::OwnTopic;
 use crate::core::names::ConsumerGroup;
 use crate::core::record::Record;
@@ -19,31 +19,35 @@ use crate::operator::crd::shared::DeletionPolicy;
 use crate::operator::crd::status::Phase;
 use crate::operator::dereference::{SECRET_NOT_FOUND, namespace_ends};
 use crate::operator::draft::DeploymentKind;
-use crate::operator::lifecycle::{Cleaning, FINALIZER, FORCE, Facts, Remains, clean};
+use crate::operator::lifecycle::{Cleaning, FINALIZER, FORCE, Facts, PATIENCE, Remains, clean};
 use crate::operator::link::{Health, Link};
 use crate::ports::{LogError, Produce};
 
 /// How often it is looked whether nodes have stopped.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// What is known about a resource's life. The namespace is asked for only when it matters.
+/// What is known about a resource's life. The namespace is asked for only when it matters: when a clean-up takes long.
 pub async fn facts<K: DeploymentKind>(subject: &Subject<'_, K>, context: &Context) -> Facts {
     let meta = subject.object.meta();
     let is_deleted = meta.deletion_timestamp.is_some();
-    let pool = context.pool(&subject.pool);
+    let pool = context.pool_until_gone(&subject.pool);
     let conditions = pool.as_ref().and_then(|pool| pool.status.as_ref()).map(|status| &status.conditions);
-    let is_forced = subject.object.annotations().get(FORCE).is_some_and(|value| value == "true");
+    // A link that is open needs no Secret any more: in a namespace that ends they are gone before the finalizers.
+    let is_linked = context.link(&subject.pool).is_some_and(|link| link.health() == Health::Up);
+    let is_late = is_deleted
+        && context.waited(&object_key(subject.object)) > PATIENCE
+        && namespace_ends(&context.client, subject.identity.namespace.as_str()).await;
     Facts {
         is_deleted,
         has_finalizer: subject.object.finalizers().iter().any(|name| name == FINALIZER),
-        secret_is_gone: conditions
-            .into_iter()
-            .flatten()
-            .any(|condition| condition.type_ == READY && condition.reason == SECRET_NOT_FOUND),
+        secret_is_gone: !is_linked
+            && conditions
+                .into_iter()
+                .flatten()
+                .any(|condition| condition.type_ == READY && condition.reason == SECRET_NOT_FOUND),
         has_pool: pool.is_some(),
-        namespace_ends: is_deleted
-            && namespace_ends(&context.client, subject.identity.namespace.as_str()).await,
-        is_forced,
+        holds_namespace: is_late,
+        is_forced: subject.object.annotations().get(FORCE).is_some_and(|value| value == "true"),
     }
 }
 
@@ -111,7 +115,7 @@ fn group<K: DeploymentKind>(subject: &Subject<'_, K>) -> ConsumerGroup {
 }
 
 fn remains<K>(subject: &Subject<'_, K>, context: &Context, link: &Link, members: usize) -> Remains {
-    let base = context.pool(&subject.pool).and_then(|pool| node_id_base(&pool));
+    let base = context.pool_until_gone(&subject.pool).and_then(|pool| node_id_base(&pool));
     let (is_heard, nodes) = link.observed(|observer, now| {
         let view = observer.view(&subject.identity, now, |node| accepts(base, node));
         (observer.is_caught_up(), view.iter().filter(|node| node.is_fresh).count())

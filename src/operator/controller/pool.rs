@@ -12,7 +12,7 @@ use kube::{Resource, ResourceExt};
 
 use super::deployment::node_id_base;
 use super::finish::tombstone;
-use super::{Error, write_status};
+use super::{Error, retire, set_finalizer, write_status};
 use crate::core::deployment::Problem;
 use crate::core::names::{Identity, NodeId};
 use crate::core::status::StatusKey;
@@ -25,6 +25,7 @@ use crate::operator::conditions::{Conditions, KAFKA_REACHABLE, READY, Verdict};
 use crate::operator::context::{Context, object_key};
 use crate::operator::crd::{RuntimePool, RuntimePoolStatus};
 use crate::operator::dereference::{self, SECRET_NOT_FOUND};
+use crate::operator::lifecycle::FINALIZER;
 use crate::operator::link::{Health, Link};
 use crate::operator::validate;
 use crate::operator::world::{Connection, Registry};
@@ -66,8 +67,11 @@ async fn run(pool: &RuntimePool, context: &Context) -> Result<Action, Error> {
         return Ok(Action::requeue(LOOK_AGAIN));
     }
     if pool.metadata.deletion_timestamp.is_some() {
-        context.drop_link(&key);
-        return Ok(Action::await_change());
+        return Box::pin(retire::reconcile(pool, &key, context)).await;
+    }
+    if !pool.finalizers().iter().any(|name| name == FINALIZER) {
+        // Before anything of it is in the log.
+        set_finalizer(context, pool, true).await?;
     }
     let progress = Box::pin(advance(pool, &key, context)).await?;
     let mut again = report(pool, &key, context, &progress).await?;
@@ -141,7 +145,7 @@ async fn advance(pool: &RuntimePool, key: &PoolKey, context: &Context) -> Result
 }
 
 /// What the clients themselves say against a pool: a node would end with it at its start.
-fn clients(context: &Context, connection: &Connection, registry: &Registry) -> Vec<Problem> {
+pub(super) fn clients(context: &Context, connection: &Connection, registry: &Registry) -> Vec<Problem> {
     let problem = |field: &str, message| Problem { reason: "InvalidSpec", field: field.to_owned(), message };
     let (logs, modules) = (&context.world.logs, &context.world.modules);
     let of_kafka = logs.check(connection).err().map(|message| problem("spec.kafka", message));
@@ -293,7 +297,7 @@ async fn sync(key: &PoolKey, context: &Context, link: &Link) -> Result<bool, Err
 }
 
 /// What was said about deployments that are gone: their resources are, and their control records.
-fn leftovers(key: &PoolKey, context: &Context, link: &Link) -> Vec<StatusKey> {
+pub(super) fn leftovers(key: &PoolKey, context: &Context, link: &Link) -> Vec<StatusKey> {
     let is_gone = |identity: &Identity| {
         key.owns(identity)
             && !context.has_resource(identity)
@@ -322,7 +326,7 @@ fn of_gone_nodes(set: &StatefulSet, base: u32, link: &Link) -> Vec<StatusKey> {
 }
 
 /// Removes records from the status topic.
-async fn forget(keys: Vec<StatusKey>, link: &Link) -> Result<(), Error> {
+pub(super) async fn forget(keys: Vec<StatusKey>, link: &Link) -> Result<(), Error> {
     let Some(log) = link.log().filter(|_| !keys.is_empty()) else { return Ok(()) };
     let records: Vec<Produce> = keys.iter().map(|key| tombstone(&key.to_string())).collect();
     tokio::task::spawn_blocking(move || log.produce(&records)).await??;

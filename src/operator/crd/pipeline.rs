@@ -101,6 +101,9 @@ pub struct KafkaSinkSpec {
     validation = ("has(self.pubSub) == (has(self.type) && self.type == 'PubSub')", "field pubSub belongs to type PubSub"),
     validation = ("has(self.serviceBus) == (has(self.type) && self.type == 'ServiceBus')", "field serviceBus belongs to type ServiceBus"),
     validation = ("!has(self.type) || self.type != 'Sns'", "Sns is a sink, not a source"),
+    // Otherwise its consumer group could be changed in two steps, and the first group would be left behind.
+    validation = ("has(self.kafka) == has(oldSelf.kafka)",
+        "a source cannot be changed to or from Kafka: delete the resource and create it anew"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SourceSpec {
