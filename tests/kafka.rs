@@ -178,11 +178,7 @@ fn an_offset_out_of_range_is_said_not_skipped() {
     let group: ConsumerGroup = fresh("g").parse().unwrap();
     let partition = TopicPartition::new(&from, 0);
     log.offsets().alter(&group, &BTreeMap::from([(partition.clone(), 10)])).unwrap();
-    let file = plain().dir.join("delete.json");
-    let request = format!(r#"{{"version":1,"partitions":[{{"topic":"{from}","partition":0,"offset":50}}]}}"#);
-    std::fs::write(&file, request).unwrap();
-    plain()
-        .tool("org.apache.kafka.tools.DeleteRecordsCommand", &["--offset-json-file", file.to_str().unwrap()]);
+    plain().delete_records(&from, 0, 50);
     let mut lane = Lane::open(&*log, &spec(group.as_str(), &fresh("t"), &from, &to)).unwrap();
     let error = lane.run(LONG, |_| false).expect_err("records are gone");
     match error {
