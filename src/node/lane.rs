@@ -304,6 +304,7 @@ impl Lane {
                 at.end = at.end.map(|end| end.max(*next));
             }
         });
+        self.parts.shared.settled(moved.iter().map(|(at, _)| at));
         if now.saturating_sub(self.last_lag) >= IDLE_WAIT {
             self.last_lag = now;
             self.report_ends();
