@@ -170,7 +170,12 @@ fn an_output_that_the_topic_does_not_take_is_a_failure_of_its_record() {
 #[test]
 fn a_materialized_topic_follows_its_source_as_it_grows() {
     let rig = rig();
-    let source = TopicConfig { partitions: 1, retention_ms: Some(7_200_000), ..TopicConfig::default() };
+    let source = TopicConfig {
+        retention_ms: Some(7_200_000),
+        retention_bytes: Some(1 << 30),
+        max_record_bytes: 500_000,
+        ..TopicConfig::default()
+    };
     rig.log.topics().create(&topic("grown"), &source).unwrap();
     let mut wanted = deployment(&[rig.upload(&identity())], "grown", &["view"], "");
     if let Sink::Kafka { kafka } = &mut wanted.sinks[0] {
@@ -182,7 +187,20 @@ fn a_materialized_topic_follows_its_source_as_it_grows() {
     wait_for("the view", || rig.log.topics().describe(&to).unwrap());
     rig.values(to.as_str(), 100);
     let made = rig.log.topics().describe(&to).unwrap().unwrap().config;
-    assert_eq!((made.partitions, made.retention_ms), (1, Some(7_200_000)), "like its source");
+    assert_eq!(made, TopicConfig { materialized: true, ..source }, "like its source");
+    let described =
+        plain().tool("org.apache.kafka.tools.TopicCommand", &["--describe", "--topic", to.as_str()]);
+    for setting in [
+        "cleanup.policy=delete",
+        "retention.ms=7200000",
+        "retention.bytes=1073741824",
+        "max.message.bytes=500000",
+    ] {
+        assert!(described.contains(setting), "{described}");
+    }
+    // What is set later is the business of who sets it.
+    let alter = ["--alter", "--entity-type", "topics", "--entity-name", "grown", "--add-config"];
+    plain().tool("kafka.admin.ConfigCommand", &[&alter[..], &["retention.ms=3600000"]].concat());
     rig.log.topics().grow(&topic("grown"), 3).unwrap();
     for partition in 0..3 {
         rig.produce_to("grown", partition, numbers("b", 0..100));
@@ -190,7 +208,12 @@ fn a_materialized_topic_follows_its_source_as_it_grows() {
     let began = Instant::now();
     rig.values(to.as_str(), 400);
     println!("records of new partitions came out after {:?}", began.elapsed());
-    assert_eq!(rig.log.topics().describe(&to).unwrap().unwrap().config.partitions, 3);
+    let grown = rig.log.topics().describe(&to).unwrap().unwrap().config;
+    assert_eq!(
+        grown,
+        TopicConfig { partitions: 3, ..made },
+        "it follows in its partitions, and in nothing else"
+    );
     oracle::assert_copied(plain(), &topic("grown"), &to);
 }
 
