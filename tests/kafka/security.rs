@@ -382,7 +382,7 @@ fn assert_each_was_needed(cluster: &Cluster, permissions: &[Vec<String>]) {
             words.windows(2).filter(|pair| pair[0] == flag).map(|pair| pair[1].as_str()).collect()
         };
         let principal = after("--allow-principal")[0];
-        let resources = ["--topic", "--group", "--transactional-id"].map(|flag| after(flag)).concat();
+        let resources = ["--topic", "--group", "--transactional-id"].map(&after).concat();
         for (operation, name) in
             after("--operation").iter().flat_map(|op| resources.iter().map(move |at| (op, at)))
         {
@@ -390,7 +390,7 @@ fn assert_each_was_needed(cluster: &Cluster, permissions: &[Vec<String>]) {
             let rule = format!("resourceName={name},");
             let used =
                 |line: &&str| line.contains(&rule) && line.to_lowercase().replace('_', "").contains(&asked);
-            if !allowed.iter().any(|line| used(&line)) {
+            if !allowed.iter().any(|line| used(line)) {
                 unused.push(format!("{principal}: {operation} of {name}"));
             }
         }
