@@ -390,7 +390,7 @@ fn assert_each_was_needed(cluster: &Cluster, permissions: &[Vec<String>]) {
             let rule = format!("resourceName={name},");
             let used =
                 |line: &&str| line.contains(&rule) && line.to_lowercase().replace('_', "").contains(&asked);
-            if !allowed.iter().any(|line| used(line)) {
+            if !allowed.iter().any(used) {
                 unused.push(format!("{principal}: {operation} of {name}"));
             }
         }
