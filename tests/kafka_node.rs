@@ -27,7 +27,9 @@ use coproc::kafka::KafkaLog;
 use coproc::ports::{Extent, Log, TopicConfig};
 
 use self::cluster::{Cluster, plain};
-use self::support::{Rig, deployment, fragile, identity, identity_of, numbers, stamp, text, topic, wait_for};
+use self::support::{
+    Rig, deployment, fragile, guest, identity, identity_of, numbers, stamp, text, topic, wait_for,
+};
 
 /// A node of a pool of its own, on the broker that the tests share.
 fn rig() -> Rig {
@@ -414,14 +416,17 @@ fn the_topics_of_coproc_are_readable_with_other_tools() {
     let rig = rig();
     rig.create("seen-in", 1);
     rig.create("seen-out", 1);
-    rig.deploy("seen", &[identity()], "seen-in", &["seen-out"], "").unwrap();
+    let prints = guest("(call $say (i32.const 4098) (i32.const 4))");
+    rig.deploy("seen", &[prints], "seen-in", &["seen-out"], "").unwrap();
     rig.wait_for_state("seen", State::Running);
+    rig.produce("seen-in", ["word".to_owned()]);
     let has = |cluster: &Cluster, name: &str, part: &str| {
         let contents = oracle::kcat(cluster, &topic(name));
         contents.values().flatten().any(|(key, value)| key.contains("seen") || value.contains(part))
     };
     assert!(has(plain(), "coprocessor_internal_topic", "seen-in"));
     assert!(has(plain(), "coprocessor_status_topic", "\"seen\""));
+    wait_for("the printed line", || has(plain(), "coprocessor_logs", "word").then_some(()));
     let described = plain().tool(
         "org.apache.kafka.tools.TopicCommand",
         &["--describe", "--topic", "coprocessor_internal_topic"],

@@ -132,6 +132,12 @@ pub fn start_node_with(log: &Arc<dyn Log>, engine: Arc<dyn Engine>, max_lanes: u
     start(log, engine, max_lanes, PoolName::default_name(), 0)
 }
 
+/// A node that may not start.
+pub fn try_to_start_node(log: &Arc<dyn Log>) -> Result<Node, String> {
+    let engine = Wasmtime::new(WasmOptions::default(), None).unwrap();
+    try_to_start(log, engine, 2_000, PoolName::default_name(), 0).map_err(|error| error.to_string())
+}
+
 /// A node of another pool.
 pub fn start_node_of(log: &Arc<dyn Log>, pool: PoolName, node_id: u32) -> Node {
     start(log, Wasmtime::new(WasmOptions::default(), None).unwrap(), 2_000, pool, node_id)
@@ -144,6 +150,16 @@ fn start(
     pool: PoolName,
     node_id: u32,
 ) -> Node {
+    try_to_start(log, engine, max_lanes, pool, node_id).unwrap()
+}
+
+fn try_to_start(
+    log: &Arc<dyn Log>,
+    engine: Arc<dyn Engine>,
+    max_lanes: usize,
+    pool: PoolName,
+    node_id: u32,
+) -> Result<Node, coproc::node::Error> {
     let log = log.clone();
     let config = NodeConfig {
         node_id: NodeId(node_id),
@@ -161,7 +177,7 @@ fn start(
         modules: Arc::new(TopicStore::new(log)),
         clock: Arc::new(SystemClock::default()),
     };
-    Node::start(config, parts).unwrap()
+    Node::start(config, parts)
 }
 
 impl Rig {
