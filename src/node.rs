@@ -14,13 +14,14 @@ mod http;
 pub mod lane;
 mod lane_thread;
 mod loader;
+mod past;
 pub mod plan;
 mod priority;
 mod reporter;
 mod supervisor;
 pub mod threads;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,9 +30,11 @@ use std::time::{Duration, Instant};
 use crate::control::observed;
 use crate::control::topics::OwnTopic;
 use crate::core::names::{Identity, Installation, NodeId, PoolName};
+use crate::core::status::Committed;
 use crate::node::bounds::Bounds;
 use crate::node::http::HttpServer;
 use crate::node::loader::{Loader, LoaderParts};
+use crate::node::past::Past;
 use crate::node::reporter::Reporter;
 use crate::node::supervisor::{Context, Inputs, Supervisor};
 use crate::node::threads::{SpawnError, Stoppable};
@@ -137,11 +140,13 @@ impl Node {
         let loader = Loader::start(&loader_parts, &done)?;
         let guest_logs =
             guest_logs::GuestLogs::start(parts.log.clone(), config.node_id, parts.clock.clone())?;
-        let reporter = Reporter::start(parts.log.clone(), config.node_id, earlier)?;
+        let EarlierLife { deployments, committed } = earlier;
+        let reporter = Reporter::start(parts.log.clone(), config.node_id, deployments)?;
         let follower = follower::start(parts.log.clone(), &config, metrics.clone(), to_supervisor)?;
         let drain = config.drain;
-        let context = Context { config, parts, metrics: metrics.clone(), loader, guest_logs };
-        let supervisor = Supervisor::new(context, reporter, ready.clone());
+        let past = Arc::new(Past::new(parts.log.clone()));
+        let context = Context { config, parts, metrics: metrics.clone(), loader, guest_logs, past };
+        let supervisor = Supervisor::new(context, reporter, committed, ready.clone());
         let inputs = Inputs { changes, loaded };
         let supervisor = threads::spawn("coproc-super", move |stop| supervisor.run(&inputs, stop))?;
         Ok(Self { http, follower: Some(follower), supervisor: Some(supervisor), ready, metrics, drain })
@@ -176,12 +181,22 @@ impl Node {
     }
 }
 
-/// The deployments that an earlier life of the node reported on. A node that sees a fresh heartbeat of another pool under
+/// What an earlier life of the node left in the status topic.
+#[derive(Default)]
+struct EarlierLife {
+    /// The deployments that it reported on.
+    deployments: BTreeSet<Identity>,
+    /// What it knew to have been committed.
+    committed: BTreeMap<Identity, Committed>,
+}
+
+/// What an earlier life of the node reported on. A node that sees a fresh heartbeat of another pool under
 /// its id does not start.
-fn look_at_earlier_life(config: &NodeConfig, parts: &NodeParts) -> Result<BTreeSet<Identity>, Error> {
-    let Some(state) = observed::read(parts.log.as_ref())? else { return Ok(BTreeSet::new()) };
+fn look_at_earlier_life(config: &NodeConfig, parts: &NodeParts) -> Result<EarlierLife, Error> {
+    let Some(state) = observed::read(parts.log.as_ref())? else { return Ok(EarlierLife::default()) };
     let now_ms = parts.clock.wall_ms();
-    let mut earlier = BTreeSet::new();
+    let committed = state.committed_on(config.node_id);
+    let mut deployments: BTreeSet<Identity> = committed.keys().cloned().collect();
     for node in state.nodes().into_iter().filter(|node| node.status.node_id == config.node_id) {
         if node.status.pool != config.pool.as_str() && !node.is_unresponsive(now_ms) {
             return Err(Error::NodeIdInUse {
@@ -190,7 +205,7 @@ fn look_at_earlier_life(config: &NodeConfig, parts: &NodeParts) -> Result<BTreeS
                 seconds: (now_ms - node.heartbeat_ms) / 1_000,
             });
         }
-        earlier.extend(node.status.coprocessors.into_values().map(|deployment| deployment.identity));
+        deployments.extend(node.status.coprocessors.into_values().map(|deployment| deployment.identity));
     }
-    Ok(earlier)
+    Ok(EarlierLife { deployments, committed })
 }

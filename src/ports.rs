@@ -176,6 +176,12 @@ pub enum Event {
     Failed(LogError),
 }
 
+/// What is known of a deployment's partitions beside the log's own committed offsets.
+pub trait History {
+    /// Whether an offset of this partition was ever committed for the deployment.
+    fn had_committed(&self, partition: &TopicPartition) -> Result<bool, LogError>;
+}
+
 /// A lane's session with the log: one consumer, one transactional producer, on one thread.
 ///
 /// Clients are made when the session is opened and dropped with it, on the lane's own thread. What was emitted
@@ -206,6 +212,17 @@ pub trait LaneSession {
 
     /// Gives up the partitions of the last `Revoking`.
     fn release(&mut self);
+
+    /// Told before the first `poll`: a partition without a committed offset, of which there was one, is `Stuck` instead of
+    /// started anew. Nothing to do for a log from whose groups nobody else can remove offsets.
+    fn recall(&mut self, history: Box<dyn History>) {
+        drop(history);
+    }
+
+    /// The owned partitions of which a committed offset is known.
+    fn settled(&self) -> Vec<TopicPartition> {
+        Vec::new()
+    }
 
     /// Asked after `Assigned`: where the partitions that it names start, as far as the session says.
     fn starts(&mut self) -> Vec<(TopicPartition, Offset)> {

@@ -15,6 +15,7 @@ mod security;
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coproc::core::deployment::{Delivery, StartOffset};
@@ -32,7 +33,7 @@ use coproc::ports::{
 use self::cluster::{Cluster, await_end, fill, fresh, plain, topic};
 use self::lane::{Lane, spec};
 use self::proxy::Proxy;
-use self::support::{Rig, identity, numbers};
+use self::support::{Rig, identity, numbers, try_to_start_node};
 
 const LONG: Duration = Duration::from_mins(1);
 
@@ -178,11 +179,7 @@ fn an_offset_out_of_range_is_said_not_skipped() {
     let group: ConsumerGroup = fresh("g").parse().unwrap();
     let partition = TopicPartition::new(&from, 0);
     log.offsets().alter(&group, &BTreeMap::from([(partition.clone(), 10)])).unwrap();
-    let file = plain().dir.join("delete.json");
-    let request = format!(r#"{{"version":1,"partitions":[{{"topic":"{from}","partition":0,"offset":50}}]}}"#);
-    std::fs::write(&file, request).unwrap();
-    plain()
-        .tool("org.apache.kafka.tools.DeleteRecordsCommand", &["--offset-json-file", file.to_str().unwrap()]);
+    plain().delete_records(&from, 0, 50);
     let mut lane = Lane::open(&*log, &spec(group.as_str(), &fresh("t"), &from, &to)).unwrap();
     let error = lane.run(LONG, |_| false).expect_err("records are gone");
     match error {
@@ -503,6 +500,42 @@ fn an_open_transaction_holds_readers_back() {
     assert_eq!(read_all(&*log, &to).len(), 10);
     let mut batch = Batch::default();
     assert!(!matches!(lane.session.poll(&mut batch, Duration::ZERO), Event::Failed(_)));
+}
+
+/// On three brokers: with three replicas, and as each of them has to be. A node looks at every start.
+#[test]
+fn the_topics_of_coproc_are_made_as_they_have_to_be_and_looked_at() {
+    let cluster = Cluster::start("own", &["--brokers", "3", "--heap", "256m"]);
+    let log: Arc<dyn Log> = cluster.log();
+    assert!(try_to_start_node(&log).unwrap().stop());
+    let describe =
+        |name: &str| cluster.tool("org.apache.kafka.tools.TopicCommand", &["--describe", "--topic", name]);
+    let compacted = "cleanup.policy=compact";
+    let wanted = [
+        ("coprocessor_internal_topic", vec![compacted]),
+        ("coprocessor_status_topic", vec![compacted]),
+        ("coprocessor_modules", vec![compacted]),
+        (
+            "coprocessor_logs",
+            vec!["cleanup.policy=delete", "retention.ms=86400000", "retention.bytes=268435456"],
+        ),
+    ];
+    for (name, settings) in wanted {
+        let described = describe(name);
+        for part in ["PartitionCount: 1", "ReplicationFactor: 3"].iter().chain(&settings) {
+            assert!(described.replace('\t', " ").contains(part), "{part:?} is not in {described}");
+        }
+    }
+    let set = |policy: &str| {
+        let at = ["--alter", "--entity-type", "topics", "--entity-name", "coprocessor_internal_topic"];
+        let policy = format!("cleanup.policy={policy}");
+        cluster.tool("kafka.admin.ConfigCommand", &[&at[..], &["--add-config", &policy]].concat());
+    };
+    set("delete");
+    let refused = |error: &String| error.contains("coprocessor_internal_topic") && error.contains(compacted);
+    support::wait_for("the refusal", || try_to_start_node(&log).err().filter(refused));
+    set("compact");
+    support::wait_for("the start", || try_to_start_node(&log).ok()).stop();
 }
 
 #[test]

@@ -3,9 +3,13 @@
 
 #[path = "kafka/cluster.rs"]
 mod cluster;
+#[path = "kafka/offsets.rs"]
+mod offsets;
 #[allow(dead_code, reason = "not every test binary that shares this file needs all of it")]
 #[path = "cli/place.rs"]
 mod place;
+#[path = "kafka/secrets.rs"]
+mod secrets;
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -7,6 +7,8 @@
 mod cluster;
 #[path = "kafka/oracle.rs"]
 mod oracle;
+#[path = "kafka/slow.rs"]
+mod slow;
 mod support;
 
 use std::collections::BTreeMap;
@@ -15,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use coproc::control::modules;
+use coproc::control::observed;
 use coproc::core::deployment::{Naming, Sink, Source, StartOffset};
 use coproc::core::ledger::TopicPartition;
 use coproc::core::names::TopicName;
@@ -101,7 +103,7 @@ fn a_stopped_node_goes_on_where_it_stopped() {
 #[test]
 fn every_kind_of_poison_meets_every_policy() {
     let rig = rig();
-    let records = ["a", "!trap", "b", "@loop", "c", "#memory", "d"].map(str::to_owned);
+    let records = ["a", "!trap", "b", "@loop", "c", "#memory", "d", "$error", "e"].map(str::to_owned);
     rig.create("poison-dead", 1);
     for policy in ["Fail", "Skip", "DeadLetter"] {
         let (from, to, name) = (
@@ -120,10 +122,10 @@ fn every_kind_of_poison_meets_every_policy() {
     }
     for policy in ["Skip", "DeadLetter"] {
         let to = format!("poison-{policy}-out");
-        rig.values(&to, 4);
-        assert_eq!(values(oracle::contents(plain(), &topic(&to)))[&0], ["a", "b", "c", "d"], "{policy}");
+        rig.values(&to, 5);
+        assert_eq!(values(oracle::contents(plain(), &topic(&to)))[&0], ["a", "b", "c", "d", "e"], "{policy}");
     }
-    let dead = wait_for("dead letters", || Some(rig.read("poison-dead")).filter(|dead| dead.len() >= 3));
+    let dead = wait_for("dead letters", || Some(rig.read("poison-dead")).filter(|dead| dead.len() >= 4));
     let said: Vec<_> = dead
         .into_iter()
         .map(|dead| {
@@ -134,7 +136,12 @@ fn every_kind_of_poison_meets_every_policy() {
             (text(dead.record.value.clone()), header("coproc.error.class"), header("coproc.offset"))
         })
         .collect();
-    let expected = [("!trap", "trap", "1"), ("@loop", "timeout", "3"), ("#memory", "memory", "5")];
+    let expected = [
+        ("!trap", "trap", "1"),
+        ("@loop", "timeout", "3"),
+        ("#memory", "memory", "5"),
+        ("$error", "exited", "7"),
+    ];
     assert_eq!(said, expected.map(|(v, c, o)| (v.to_owned(), c.to_owned(), o.to_owned())));
     let status = rig.wait_for_state("poison-fail", State::Failed);
     assert_eq!(status.partitions[0].offset, 1, "it stands at the record that failed: {status:?}");
@@ -165,7 +172,12 @@ fn an_output_that_the_topic_does_not_take_is_a_failure_of_its_record() {
 #[test]
 fn a_materialized_topic_follows_its_source_as_it_grows() {
     let rig = rig();
-    let source = TopicConfig { partitions: 1, retention_ms: Some(7_200_000), ..TopicConfig::default() };
+    let source = TopicConfig {
+        retention_ms: Some(7_200_000),
+        retention_bytes: Some(1 << 30),
+        max_record_bytes: 500_000,
+        ..TopicConfig::default()
+    };
     rig.log.topics().create(&topic("grown"), &source).unwrap();
     let mut wanted = deployment(&[rig.upload(&identity())], "grown", &["view"], "");
     if let Sink::Kafka { kafka } = &mut wanted.sinks[0] {
@@ -177,7 +189,20 @@ fn a_materialized_topic_follows_its_source_as_it_grows() {
     wait_for("the view", || rig.log.topics().describe(&to).unwrap());
     rig.values(to.as_str(), 100);
     let made = rig.log.topics().describe(&to).unwrap().unwrap().config;
-    assert_eq!((made.partitions, made.retention_ms), (1, Some(7_200_000)), "like its source");
+    assert_eq!(made, TopicConfig { materialized: true, ..source }, "like its source");
+    let described =
+        plain().tool("org.apache.kafka.tools.TopicCommand", &["--describe", "--topic", to.as_str()]);
+    for setting in [
+        "cleanup.policy=delete",
+        "retention.ms=7200000",
+        "retention.bytes=1073741824",
+        "max.message.bytes=500000",
+    ] {
+        assert!(described.contains(setting), "{described}");
+    }
+    // What is set later is the business of who sets it.
+    let alter = ["--alter", "--entity-type", "topics", "--entity-name", "grown", "--add-config"];
+    plain().tool("kafka.admin.ConfigCommand", &[&alter[..], &["retention.ms=3600000"]].concat());
     rig.log.topics().grow(&topic("grown"), 3).unwrap();
     for partition in 0..3 {
         rig.produce_to("grown", partition, numbers("b", 0..100));
@@ -185,7 +210,12 @@ fn a_materialized_topic_follows_its_source_as_it_grows() {
     let began = Instant::now();
     rig.values(to.as_str(), 400);
     println!("records of new partitions came out after {:?}", began.elapsed());
-    assert_eq!(rig.log.topics().describe(&to).unwrap().unwrap().config.partitions, 3);
+    let grown = rig.log.topics().describe(&to).unwrap().unwrap().config;
+    assert_eq!(
+        grown,
+        TopicConfig { partitions: 3, ..made },
+        "it follows in its partitions, and in nothing else"
+    );
     oracle::assert_copied(plain(), &topic("grown"), &to);
 }
 
@@ -221,11 +251,7 @@ fn a_committed_offset_that_is_gone_is_a_condition_until_somebody_decides() {
     let group = identity_of("gone").consumer_group();
     let at = |offset| BTreeMap::from([(TopicPartition::new(&topic("gone-in"), 0), offset)]);
     rig.log.offsets().alter(&group, &at(10)).unwrap();
-    let file = plain().dir.join("gone.json");
-    let request = r#"{"version":1,"partitions":[{"topic":"gone-in","partition":0,"offset":50}]}"#;
-    std::fs::write(&file, request).unwrap();
-    let args = ["--offset-json-file", file.to_str().unwrap()];
-    plain().tool("org.apache.kafka.tools.DeleteRecordsCommand", &args);
+    plain().delete_records(&topic("gone-in"), 0, 50);
     assert_eq!(rig.log.topics().extents(&topic("gone-in")).unwrap(), [Extent { first: 50, end: 100 }]);
     rig.deploy("gone", &[identity()], "gone-in", &["gone-out"], "").unwrap();
     let status = wait_for("the condition", || {
@@ -245,6 +271,67 @@ fn a_committed_offset_that_is_gone_is_a_condition_until_somebody_decides() {
     rig.set_paused("gone", false);
     rig.values("gone-out", 50);
     assert_eq!(values(oracle::contents(plain(), &topic("gone-out")))[&0], numbers("v", 50..100));
+}
+
+/// While no node runs, Kafka's own tool removes offsets. No node that starts then, not even one that never had the
+/// partitions, takes that for a first start; a partition that is new, and a deployment that is made anew, are one.
+#[test]
+fn a_committed_offset_that_was_removed_while_nobody_ran_is_a_condition_too() {
+    let mut rig = rig();
+    rig.create("void-in", 2);
+    rig.create("void-out", 3);
+    rig.deploy("void", &[identity()], "void-in", &["void-out"], "").unwrap();
+    rig.produce_to("void-in", 0, numbers("a", 0..50));
+    rig.produce_to("void-in", 1, numbers("b", 0..50));
+    rig.values("void-out", 100);
+    let group = identity_of("void").consumer_group();
+    let at = |partition| TopicPartition::new(&topic("void-in"), partition);
+    let life = rig.writer().find(&identity_of("void")).unwrap().1.life;
+    assert!(life.is_some());
+    wait_for("the nodes' memory", || {
+        let state = observed::read(rig.log.as_ref()).unwrap()?;
+        let knows = |partition| state.had_committed(&identity_of("void"), life.as_deref(), &at(partition));
+        (knows(0) && knows(1)).then_some(())
+    });
+    assert!(rig.node.take().unwrap().stop());
+    let delete = ["--delete-offsets", "--group", group.as_str(), "--topic", "void-in:1"];
+    plain().tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", &delete);
+    assert_eq!(rig.log.offsets().committed(&group).unwrap().keys().collect::<Vec<_>>(), [&at(0)]);
+    rig.log.topics().grow(&topic("void-in"), 3).unwrap();
+    for (partition, name) in [(0, "a"), (1, "b"), (2, "c")] {
+        rig.produce_to("void-in", partition, numbers(name, 50..100));
+    }
+    // Another node of the pool: it never had a partition of it.
+    let mut other = Rig::on(plain().log(), rig.pool.as_str(), rig.node_id + 500);
+    other.start();
+    let status = wait_for("the condition", || {
+        rig.status_on(other.node_id, "void").filter(|s| s.reason.as_deref() == Some("OffsetMissing"))
+    });
+    assert_eq!(status.state, State::Failed);
+    assert!(status.last_error.unwrap().message.contains("coproc offsets reset"));
+    // The others go on, the new one from its start.
+    rig.values("void-out", 200);
+    let found = values(oracle::contents(plain(), &topic("void-out")));
+    let all: Vec<String> = found.into_values().flatten().collect();
+    assert_eq!(all.len(), 200, "nothing of the partition that stands: {all:?}");
+    assert!(!rig.log.offsets().committed(&group).unwrap().contains_key(&at(1)), "nobody jumped");
+    rig.set_paused("void", true);
+    wait_for("the pause", || {
+        rig.status_on(other.node_id, "void").filter(|status| status.state == State::Paused)
+    });
+    wait_for("the lanes to leave", || (rig.log.offsets().members(&group).unwrap() == 0).then_some(()));
+    rig.log.offsets().alter(&group, &BTreeMap::from([(at(1), 50)])).unwrap();
+    rig.set_paused("void", false);
+    rig.values("void-out", 250);
+
+    // Made anew while what the first node knew is still there.
+    assert!(other.node.take().unwrap().stop());
+    rig.writer().remove(&identity_of("void")).unwrap();
+    rig.log.offsets().delete(&group).unwrap();
+    rig.deploy("void", &[identity()], "void-in", &["void-out"], "").unwrap();
+    let mut third = Rig::on(plain().log(), rig.pool.as_str(), rig.node_id + 600);
+    third.start();
+    rig.values("void-out", 500);
 }
 
 #[test]
@@ -300,67 +387,18 @@ fn a_first_start_is_where_the_policy_says() {
     assert_eq!(values(oracle::contents(plain(), &topic("late-out")))[&0], expected);
 }
 
-/// How often a guest goes round in a second, about: with the same engine that the nodes use.
-fn spins_per_second() -> u64 {
-    use coproc::ports::{Engine, GuestLimits, GuestSpec, Run, RunBudget};
-    let engine = coproc::wasm::Wasmtime::new(coproc::wasm::WasmOptions::default(), None).unwrap();
-    let module = spinning(500_000_000);
-    let program = engine.compile(&module, modules::digest_of(&module)).unwrap();
-    let spec = GuestSpec {
-        name: "spin".into(),
-        step: "spin".into(),
-        input: topic("spin"),
-        outputs: vec![topic("spin")],
-        env: BTreeMap::new(),
-        limits: GuestLimits {
-            memory: 8 << 20,
-            time_per_record: Duration::from_mins(1),
-            max_output_bytes: 1 << 20,
-        },
-    };
-    let mut guest = program.start(&spec, Arc::new(coproc::node::guest_logs::NoLines)).unwrap();
-    let mut batch = coproc::core::record::Batch::default();
-    batch.reset(&topic("spin"), 0);
-    batch.push(0, 0, &coproc::core::record::Record::new(None, Some(b"slow")).payload());
-    guest.offer(batch, 0);
-    let budget = RunBudget {
-        stop: Arc::default(),
-        gently: false,
-        output_bytes: 1 << 20,
-        time: Duration::from_mins(1),
-    };
-    let began = Instant::now();
-    assert_eq!(guest.run(&budget), Run::Finished);
-    (500_000_000.0 / began.elapsed().as_secs_f64()) as u64
-}
-
-/// Goes round so often at values that start with `s`.
-fn spinning(rounds: u64) -> Vec<u8> {
-    let rounds = rounds.cast_signed();
-    guest(&format!(
-        "(if (i32.eq (i32.load8_u (i32.const 4098)) (i32.const 115)) (then
-             (i64.store (i32.const 1024) (i64.const {rounds}))
-             (loop $round
-                 (i64.store (i32.const 1024) (i64.sub (i64.load (i32.const 1024)) (i64.const 1)))
-                 (br_if $round (i64.ne (i64.load (i32.const 1024)) (i64.const 0))))))"
-    ))
-}
-
 /// With one record in a batch and a commit interval above its time, the transaction of the record before is open
 /// while the slow one runs, for longer than the broker allows. Without the careful replay that goes on for ever.
 #[test]
 fn a_guest_slower_than_the_transaction_gets_one_of_its_own() {
     let mut config = plain().config();
-    config.timing.socket = Duration::from_millis(1_500);
-    config.timing.transaction = Duration::from_millis(1_700);
-    config.timing.session = Duration::from_secs(6);
-    config.timing.max_poll = Duration::from_secs(30);
+    config.timing = slow::hurried();
     let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
     let mut rig = Rig::on(log, "slow", 900);
     rig.start();
     rig.create("slow-in", 1);
     rig.create("slow-out", 1);
-    let digest = rig.upload(&spinning(spins_per_second() * 7 / 2));
+    let digest = rig.upload(&slow::slow());
     let more = r#""policies":{"batch":{"maxRecords":1,"commitInterval":"1s"}}"#;
     let mut wanted = deployment(&[digest], "slow-in", &["slow-out"], more);
     wanted.steps[0].limits.time_per_record = Span::from_ms(9_900);
@@ -378,14 +416,17 @@ fn the_topics_of_coproc_are_readable_with_other_tools() {
     let rig = rig();
     rig.create("seen-in", 1);
     rig.create("seen-out", 1);
-    rig.deploy("seen", &[identity()], "seen-in", &["seen-out"], "").unwrap();
+    let prints = guest("(call $say (i32.const 4098) (i32.const 4))");
+    rig.deploy("seen", &[prints], "seen-in", &["seen-out"], "").unwrap();
     rig.wait_for_state("seen", State::Running);
+    rig.produce("seen-in", ["word".to_owned()]);
     let has = |cluster: &Cluster, name: &str, part: &str| {
         let contents = oracle::kcat(cluster, &topic(name));
         contents.values().flatten().any(|(key, value)| key.contains("seen") || value.contains(part))
     };
     assert!(has(plain(), "coprocessor_internal_topic", "seen-in"));
     assert!(has(plain(), "coprocessor_status_topic", "\"seen\""));
+    wait_for("the printed line", || has(plain(), "coprocessor_logs", "word").then_some(()));
     let described = plain().tool(
         "org.apache.kafka.tools.TopicCommand",
         &["--describe", "--topic", "coprocessor_internal_topic"],

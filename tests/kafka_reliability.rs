@@ -9,27 +9,30 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 #![allow(clippy::disallowed_methods, reason = "tests start their own threads and read their own variables")]
 
+#[path = "kafka/causes.rs"]
+mod causes;
 #[path = "kafka/cluster.rs"]
 mod cluster;
 #[path = "kafka/oracle.rs"]
 mod oracle;
 #[path = "kafka/process.rs"]
 mod process;
+#[path = "kafka/scene.rs"]
+mod scene;
+#[path = "kafka/slow.rs"]
+mod slow;
 mod support;
 
-use std::collections::BTreeSet;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use coproc::core::names::{ConsumerGroup, TopicName};
-use coproc::core::record::Record;
 use coproc::kafka::Assignor;
-use coproc::ports::Produce;
 
-use self::cluster::{Cluster, plain, short};
+use self::cluster::{Cluster, plain};
 use self::process::{Fault, Process, Role};
-use self::support::{PATIENCE, Rig, identity_of, numbers, stamp, topic};
+use self::scene::{Dice, PARTITIONS, Scene, number_from, records, result, seeds, send, takeover};
+use self::support::{PATIENCE, Rig, numbers};
 
 /// Every step between the decision to commit and the answer.
 const STEPS: [&str; 7] = [
@@ -41,179 +44,6 @@ const STEPS: [&str; 7] = [
     "kafka-after-commit",
     "lane::after_commit",
 ];
-const PARTITIONS: u32 = 3;
-
-fn number_from(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
-fn records() -> usize {
-    number_from("COPROC_RECORDS", 6_000)
-}
-
-fn seeds() -> std::ops::Range<u64> {
-    1..1 + number_from("COPROC_SEEDS", 1) as u64
-}
-
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
-}
-
-/// The longest that a slot without a successor holds things up: its membership, then its transaction and the broker's
-/// look for expired ones; the rest is for a busy machine.
-fn takeover() -> Duration {
-    short().session + short().transaction + Duration::from_secs(1) + Duration::from_secs(14)
-}
-
-/// Brokers that restart do not answer for a while.
-fn patiently<T>(ask: impl FnMut() -> Option<T>) -> T {
-    support::wait_for("the brokers", ask)
-}
-
-/// Sends again what the brokers did not take: it may be in the topic twice then, and what is in there is what counts.
-fn send(rig: &Rig, to: &TopicName, partition: u32, values: &[String]) {
-    let record = |value: &String| Produce {
-        topic: to.clone(),
-        partition: Some(partition),
-        record: Record::new(None, Some(value.as_bytes())),
-    };
-    let records: Vec<Produce> = values.iter().map(record).collect();
-    patiently(|| rig.log.produce(&records).ok());
-}
-
-/// A deployment with its topics, in a pool of its own.
-struct Scene {
-    cluster: &'static Cluster,
-    rig: Rig,
-    from: TopicName,
-    to: TopicName,
-    group: ConsumerGroup,
-    /// Node ids are the cluster's: from this one on they are ours.
-    ids: u32,
-    fed: usize,
-}
-
-impl Scene {
-    fn new(cluster: &'static Cluster, name: &str, parallelism: u32) -> Self {
-        Self::with(cluster, name, parallelism, "Auto")
-    }
-
-    fn with(cluster: &'static Cluster, name: &str, parallelism: u32, delivery: &str) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(1);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{name}-{number}");
-        let rig = Rig::on(cluster.log(), &name, 0);
-        let (from, to) = (format!("{name}-in"), format!("{name}-out"));
-        rig.create(&from, PARTITIONS);
-        rig.create(&to, PARTITIONS);
-        let more = format!(
-            r#""policies":{{"batch":{{"maxRecords":50,"commitInterval":"20ms","maxCommitRecords":100}},
-               "parallelism":{parallelism},"delivery":"{delivery}"}}"#
-        );
-        rig.deploy(&name, &[stamp('A')], &from, &[&to], &more).unwrap();
-        let group = identity_of(&name).consumer_group();
-        Self { cluster, rig, from: topic(&from), to: topic(&to), group, ids: number * 20, fed: 0 }
-    }
-
-    fn role(&self, id: u32) -> Role {
-        Role::new(self.cluster, self.rig.pool.as_str(), self.ids + id)
-    }
-
-    fn feed(&mut self, count: usize) {
-        let each = count / PARTITIONS as usize;
-        for at in (self.fed..self.fed + each).step_by(5_000) {
-            let end = (at + 5_000).min(self.fed + each);
-            for partition in 0..PARTITIONS {
-                send(&self.rig, &self.from, partition, &numbers("x", at..end));
-            }
-        }
-        self.fed += each;
-    }
-
-    /// How many offsets are committed.
-    fn committed(&self) -> i64 {
-        patiently(|| Some(self.rig.log.offsets().committed(&self.group).ok()?.values().sum()))
-    }
-
-    /// Waits until more than so many are committed: how long that took.
-    fn progress(&self, beyond: i64, within: Duration) -> Duration {
-        let began = Instant::now();
-        loop {
-            let done = self.committed();
-            if done > beyond {
-                return began.elapsed();
-            }
-            assert!(began.elapsed() < within, "{}: no progress within {within:?} beyond {done}", self.from);
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// Waits until every record is processed.
-    fn finish(&self, within: Duration) -> Duration {
-        let ends = patiently(|| self.rig.log.topics().extents(&self.from).ok());
-        let all: i64 = ends.iter().map(|extent| extent.end).sum();
-        self.progress(all - 1, within + Duration::from_millis(all as u64 / 2))
-    }
-
-    /// The verdict: outputs are f(inputs), in order, none twice, none missing.
-    fn judge(&self) {
-        self.judge_by(|found| found);
-    }
-
-    /// The verdict under at-least-once: the same, once what came again is left out. How many that were.
-    fn judge_first_times(&self) -> usize {
-        let again = AtomicU32::new(0);
-        self.judge_by(|found| {
-            let (all, mut seen) = (found.len(), BTreeSet::new());
-            let first: Vec<String> = found.into_iter().filter(|value| seen.insert(value.clone())).collect();
-            again.fetch_add((all - first.len()) as u32, Ordering::Relaxed);
-            first
-        });
-        again.into_inner() as usize
-    }
-
-    fn judge_by(&self, change: impl Fn(Vec<String>) -> Vec<String>) {
-        let inputs = oracle::kcat(self.cluster, &self.from);
-        let outputs = oracle::contents(self.cluster, &self.to);
-        for partition in 0..PARTITIONS {
-            let wanted: Vec<String> =
-                inputs[&partition].iter().map(|(_, value)| format!("A{}", &value[1..])).collect();
-            let found = outputs.get(&partition).map(Vec::as_slice).unwrap_or_default();
-            let found = change(found.iter().map(|(_, value)| value.clone()).collect());
-            let first = wanted.iter().zip(&found).position(|(wanted, found)| wanted != found);
-            assert!(
-                wanted == found,
-                "{}: partition {partition} has {} of {} records, the first difference is at {first:?}",
-                self.to,
-                found.len(),
-                wanted.len()
-            );
-        }
-    }
-
-    fn members(&self, count: usize) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.rig.log.offsets().members(&self.group).ok() != Some(count) {
-            assert!(Instant::now() < deadline, "the group does not get {count} members");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-fn result(case: &str, seed: u64, scene: &Scene, recovered: Duration, bound: Duration) {
-    assert!(recovered <= bound, "{case}: recovered after {recovered:?}, the bound is {bound:?}");
-    println!(
-        "RESULT | {case} | {seed} | {} | {:.1} s | {:.0} s |",
-        scene.fed * PARTITIONS as usize,
-        recovered.as_secs_f64(),
-        bound.as_secs_f64()
-    );
-}
 
 #[test]
 #[ignore = "a process that other tests start and kill"]

@@ -246,7 +246,12 @@ impl LaneSession for Session {
         let fault = if self.dice.once_in(self.faults) { 1 + self.dice.below(3) } else { 0 };
         if fault == 1 {
             self.tainted = true;
-            return Err(LogError::Storage("simulated: nothing was written".into()));
+            let message = "simulated: nothing was written".to_owned();
+            return Err(if self.dice.once_in(2) {
+                LogError::Expired(message)
+            } else {
+                LogError::Storage(message)
+            });
         }
         if fault != 2 {
             let mut world = self.world.borrow_mut();

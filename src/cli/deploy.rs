@@ -330,6 +330,7 @@ pub fn deployment(manifest: &Manifest, modules: &[Module]) -> Deployment {
         sinks: manifest.outputs.iter().map(sink).collect(),
         policies: manifest.policies.clone(),
         paused: false,
+        life: None,
     }
 }
 

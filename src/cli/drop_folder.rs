@@ -396,9 +396,9 @@ fn failure(
     Some(failed.last_error.as_ref().map(|error| error.message.clone()).unwrap_or_default())
 }
 
-/// Whether the two are the same but for what the log counts and its owner switches.
+/// Whether the two are the same but for what is counted where it is written, and what its owner switches.
 fn is_same(one: &Deployment, other: &Deployment) -> bool {
-    let plain = |it: &Deployment| Deployment { generation: 1, paused: false, ..it.clone() };
+    let plain = |it: &Deployment| Deployment { generation: 1, paused: false, life: None, ..it.clone() };
     plain(one) == plain(other)
 }
 

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::control::topics::OwnTopic;
+use crate::core::ledger::TopicPartition;
 use crate::core::names::{Identity, NodeId};
 use crate::core::record::TimestampMs;
 use crate::core::status::{
-    DeploymentStatus, MAX_RECORD_BYTES, NodeStatus, StatusKey, UNRESPONSIVE_MS, UpDown,
+    Committed, DeploymentStatus, MAX_RECORD_BYTES, NodeStatus, StatusKey, UNRESPONSIVE_MS, UpDown,
 };
 use crate::ports::{FencedWriter, FoldEvent, Keyed, Log, LogError};
 
@@ -31,6 +32,7 @@ impl ObservedNode {
 pub struct ObservedState {
     nodes: BTreeMap<NodeId, (NodeStatus, TimestampMs)>,
     details: BTreeMap<(NodeId, Identity), DeploymentStatus>,
+    committed: BTreeMap<(NodeId, Identity), Committed>,
     ignored: u64,
     caught_up: bool,
 }
@@ -76,6 +78,21 @@ impl ObservedState {
         self.nodes.values().map(joined).collect()
     }
 
+    /// Whether some node knew a committed offset of this partition, in this life of the deployment.
+    pub fn had_committed(&self, identity: &Identity, life: Option<&str>, at: &TopicPartition) -> bool {
+        let mut of_life = self
+            .committed
+            .iter()
+            .filter(|((_, of), committed)| of == identity && committed.life.as_deref() == life);
+        of_life.any(|(_, committed)| committed.contains(at))
+    }
+
+    /// What one node knew to have been committed, by deployment.
+    pub fn committed_on(&self, id: NodeId) -> BTreeMap<Identity, Committed> {
+        let of_node = self.committed.iter().filter(|((node, _), _)| *node == id);
+        of_node.map(|((_, identity), committed)| (identity.clone(), committed.clone())).collect()
+    }
+
     /// One node's last heartbeat, and when it came.
     pub fn node(&self, id: NodeId) -> Option<(&NodeStatus, TimestampMs)> {
         self.nodes.get(&id).map(|(status, at)| (status, *at))
@@ -99,6 +116,15 @@ impl ObservedState {
                         self.details.insert((id, identity), detail);
                     }
                     _ => self.ignored += 1,
+                }
+            }
+            (Some(StatusKey::Committed(id, identity)), None) => {
+                self.committed.remove(&(id, identity));
+            }
+            (Some(StatusKey::Committed(id, identity)), Some(value)) => {
+                match serde_json::from_slice::<Committed>(value) {
+                    Ok(committed) => drop(self.committed.insert((id, identity), committed)),
+                    Err(_) => self.ignored += 1,
                 }
             }
             (None, _) => self.ignored += 1,
@@ -128,11 +154,13 @@ impl StatusWriter {
         Ok(Self { writer })
     }
 
-    /// Writes the heartbeat and the details of changed deployments, and removes those that are gone.
+    /// Writes the heartbeat, the details of changed deployments and what of them is newly known to have been committed,
+    /// and removes those that are gone.
     pub fn write(
         &mut self,
         node: &NodeStatus,
         details: &[DeploymentStatus],
+        committed: &[(Identity, Committed)],
         gone: &[Identity],
     ) -> Result<(), LogError> {
         let id = node.node_id;
@@ -142,10 +170,14 @@ impl StatusWriter {
             key: StatusKey::Deployment(id, detail.identity.clone()).to_string().into_bytes(),
             value: Some(fit_detail(detail)),
         }));
-        records.extend(gone.iter().map(|identity| Keyed {
-            key: StatusKey::Deployment(id, identity.clone()).to_string().into_bytes(),
-            value: None,
+        records.extend(committed.iter().map(|(identity, committed)| Keyed {
+            key: StatusKey::Committed(id, identity.clone()).to_string().into_bytes(),
+            value: Some(to_json(committed)),
         }));
+        let keys = gone.iter().flat_map(|identity| {
+            [StatusKey::Deployment(id, identity.clone()), StatusKey::Committed(id, identity.clone())]
+        });
+        records.extend(keys.map(|key| Keyed { key: key.to_string().into_bytes(), value: None }));
         self.writer.write(&records)
     }
 }
@@ -231,6 +263,24 @@ mod tests {
         state.record(b"5", Some(&value), 100);
         assert!(!state.nodes()[0].is_unresponsive(100 + UNRESPONSIVE_MS));
         assert!(state.nodes()[0].is_unresponsive(101 + UNRESPONSIVE_MS));
+    }
+
+    #[test]
+    fn what_was_committed_counts_for_its_life() {
+        let (mut state, topic) = (ObservedState::default(), "in".parse().unwrap());
+        let identity = deployment("a", 0).identity;
+        let at = |partition| TopicPartition::new(&topic, partition);
+        let mut committed = Committed { life: Some("one".into()), ..Committed::default() };
+        committed.insert(&at(1));
+        let key = StatusKey::Committed(NodeId(5), identity.clone()).to_string().into_bytes();
+        state.record(&key, Some(&to_json(&committed)), 0);
+        let had =
+            |state: &ObservedState, life, partition| state.had_committed(&identity, life, &at(partition));
+        assert!(had(&state, Some("one"), 1));
+        assert!(!had(&state, Some("one"), 0) && !had(&state, Some("two"), 1) && !had(&state, None, 1));
+        assert_eq!(state.committed_on(NodeId(5))[&identity], committed);
+        state.record(&key, None, 0);
+        assert!(!had(&state, Some("one"), 1) && state.ignored() == 0);
     }
 
     #[test]

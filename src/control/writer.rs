@@ -100,7 +100,10 @@ impl<'a> DesiredWriter<'a> {
         self.change(|state, end| {
             let mut deployment = deployment.clone();
             deployment.generation = match state.get(identity) {
-                None => end + 1,
+                None => {
+                    deployment.life = Some((end + 1).to_string());
+                    end + 1
+                }
                 Some((at, before)) => {
                     check_pool(identity, at, pool)?;
                     if let Desired::Deployment(before) = before {
@@ -109,6 +112,7 @@ impl<'a> DesiredWriter<'a> {
                         // A new module does not end a pause.
                         deployment.paused |= before.paused;
                         deployment.generation = before.generation;
+                        deployment.life.clone_from(&before.life);
                         if **before == deployment {
                             return Ok((None, before.generation));
                         }

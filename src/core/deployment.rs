@@ -342,6 +342,9 @@ pub struct Deployment {
     /// Whether it stands still by its owner's wish.
     #[serde(default)]
     pub paused: bool,
+    /// Tells it from an earlier one of the same name that was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub life: Option<String>,
 }
 
 /// Most variables in a guest's environment.

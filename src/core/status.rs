@@ -1,14 +1,15 @@
 //! The observed state, as nodes write it to the status topic: a superset of the original proposal.
 //!
-//! Two kinds of records share the topic. Under the decimal node id stands the heartbeat: the node and, for each
+//! Three kinds of records share the topic. Under the decimal node id stands the heartbeat: the node and, for each
 //! coprocessor, its state in a line. Under `<node_id>/<identity>` stand one deployment's partitions and errors.
-//! Readers join the two.
+//! Readers join the two. Under `committed/<node_id>/<identity>` stands which partitions ever had a committed offset.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::core::digest::Digest;
+use crate::core::ledger::TopicPartition;
 use crate::core::names::{Identity, Namespace, NodeId, TopicName};
 use crate::core::record::{Offset, TimestampMs};
 
@@ -18,6 +19,8 @@ pub const MAX_RECORD_BYTES: usize = 900 << 10;
 pub const HEARTBEAT_MS: i64 = 10_000;
 /// A node whose heartbeat is older than this, in milliseconds, is unresponsive.
 pub const UNRESPONSIVE_MS: i64 = 30_000;
+/// What the keys of `Committed` begin with.
+const COMMITTED: &str = "committed/";
 
 /// Whether a node runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,6 +171,45 @@ impl Identity {
     }
 }
 
+/// Partitions of which a node knew a committed offset: the record under `committed/<node_id>/<identity>`. By it a group
+/// whose offsets were removed, or expired, is told from one that never had any.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Committed {
+    /// The life of the deployment: what an earlier one of the same name committed went with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub life: Option<String>,
+    /// Per topic, as ranges of partitions, both ends included, ascending.
+    #[serde(default)]
+    pub partitions: BTreeMap<TopicName, Vec<(u32, u32)>>,
+}
+
+impl Committed {
+    /// Whether this partition is among them.
+    pub fn contains(&self, at: &TopicPartition) -> bool {
+        let ranges = self.partitions.get(&at.topic);
+        ranges
+            .is_some_and(|ranges| ranges.iter().any(|(first, last)| (*first..=*last).contains(&at.partition)))
+    }
+
+    /// Adds a partition.
+    pub fn insert(&mut self, at: &TopicPartition) {
+        if self.contains(at) {
+            return;
+        }
+        let ranges = self.partitions.entry(at.topic.clone()).or_default();
+        ranges.push((at.partition, at.partition));
+        ranges.sort_unstable();
+        let mut joined: Vec<(u32, u32)> = Vec::with_capacity(ranges.len());
+        for (first, last) in ranges.drain(..) {
+            match joined.last_mut() {
+                Some((_, before)) if first <= before.saturating_add(1) => *before = last.max(*before),
+                _ => joined.push((first, last)),
+            }
+        }
+        *ranges = joined;
+    }
+}
+
 /// The key of a status record, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StatusKey {
@@ -175,12 +217,18 @@ pub enum StatusKey {
     Node(NodeId),
     /// One deployment on a node.
     Deployment(NodeId, Identity),
+    /// What a node knows to have been committed for a deployment.
+    Committed(NodeId, Identity),
 }
 
 impl StatusKey {
     /// Reads a key; `None` for what is not ours.
     pub fn parse(key: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(key).ok()?;
+        if let Some(rest) = text.strip_prefix(COMMITTED) {
+            let (node, identity) = rest.split_once('/')?;
+            return Some(Self::Committed(NodeId(node.parse().ok()?), identity.parse().ok()?));
+        }
         match text.split_once('/') {
             None => Some(Self::Node(NodeId(text.parse().ok()?))),
             Some((node, identity)) => {
@@ -195,6 +243,7 @@ impl std::fmt::Display for StatusKey {
         match self {
             Self::Node(node) => write!(f, "{node}"),
             Self::Deployment(node, identity) => write!(f, "{node}/{identity}"),
+            Self::Committed(node, identity) => write!(f, "{COMMITTED}{node}/{identity}"),
         }
     }
 }
@@ -240,12 +289,28 @@ mod tests {
 
     #[test]
     fn keys_go_both_ways_and_foreign_ones_are_not_ours() {
-        for text in ["5", "5/default/_cli/coprocessor/a"] {
+        for text in ["5", "5/default/_cli/coprocessor/a", "committed/5/default/_cli/coprocessor/a"] {
             assert_eq!(StatusKey::parse(text.as_bytes()).unwrap().to_string(), text);
         }
-        for foreign in [&b"\x05\0\0\0"[..], b"x", b"5/a/b", b""] {
+        for foreign in [&b"\x05\0\0\0"[..], b"x", b"5/a/b", b"", b"committed/5", b"committed/x/y"] {
             assert_eq!(StatusKey::parse(foreign), None);
         }
+    }
+
+    #[test]
+    fn partitions_are_kept_as_ranges() {
+        let topic: TopicName = "t".parse().unwrap();
+        let mut committed = Committed::default();
+        for partition in [5, 0, 2, 1, 9, 0, 6] {
+            committed.insert(&TopicPartition::new(&topic, partition));
+        }
+        assert_eq!(committed.partitions[&topic], [(0, 2), (5, 6), (9, 9)]);
+        let json = serde_json::to_string(&committed).unwrap();
+        assert_eq!(json, r#"{"partitions":{"t":[[0,2],[5,6],[9,9]]}}"#);
+        assert_eq!(serde_json::from_str::<Committed>(&json).unwrap(), committed);
+        let known: Vec<u32> =
+            (0..12).filter(|n| committed.contains(&TopicPartition::new(&topic, *n))).collect();
+        assert_eq!(known, [0, 1, 2, 5, 6, 9]);
     }
 
     #[test]

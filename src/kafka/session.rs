@@ -22,7 +22,7 @@ use crate::core::disposition::Disposition;
 use crate::core::ledger::{Ledger, TopicPartition};
 use crate::core::names::TopicName;
 use crate::core::record::{Batch, Offset};
-use crate::ports::{Emit, Event, LaneSession, LaneSpec, LogError, TopicConfig};
+use crate::ports::{Emit, Event, History, LaneSession, LaneSpec, LogError, TopicConfig};
 
 /// How a session commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -248,6 +248,14 @@ impl LaneSession for Session {
         if was_open && intake.owned().next().is_some() {
             self.broken = Some("records of partitions that stay were dropped with those that left");
         }
+    }
+
+    fn recall(&mut self, history: Box<dyn History>) {
+        self.memory.recall(history);
+    }
+
+    fn settled(&self) -> Vec<TopicPartition> {
+        self.memory.settled(self.intake.iter().flat_map(Intake::owned)).cloned().collect()
     }
 
     fn starts(&mut self) -> Vec<(TopicPartition, Offset)> {

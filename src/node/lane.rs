@@ -124,6 +124,23 @@ struct Refused {
     message: String,
 }
 
+/// What gets a transaction of its own in a replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Alone {
+    /// What a guest does without a rest: it writes to the log once it is done, so that no transaction is open while some
+    /// record of it is slow.
+    Run,
+    /// Every record, so that the one to blame is found.
+    Record,
+}
+
+/// A replay with care.
+#[derive(Debug, Clone, Copy)]
+struct Careful {
+    until: Offset,
+    alone: Alone,
+}
+
 /// The lane.
 pub struct Lane {
     session: Box<dyn LaneSession>,
@@ -141,8 +158,8 @@ pub struct Lane {
     /// Owned, and asked for by the group: given up with the next commit or abort that goes through.
     leaving: Vec<TopicPartition>,
     pending: Pending,
-    /// Replay one record at a time up to this offset: the log refused something before it.
-    careful: BTreeMap<TopicPartition, Offset>,
+    /// Replayed with care up to an offset: what was before it could not be committed.
+    careful: BTreeMap<TopicPartition, Careful>,
     refused: BTreeMap<TopicPartition, Refused>,
     spare: Batch,
     last_commit: Duration,
@@ -287,6 +304,7 @@ impl Lane {
                 at.end = at.end.map(|end| end.max(*next));
             }
         });
+        self.parts.shared.settled(moved.iter().map(|(at, _)| at));
         if now.saturating_sub(self.last_lag) >= IDLE_WAIT {
             self.last_lag = now;
             self.report_ends();
@@ -294,7 +312,7 @@ impl Lane {
         for (partition, next) in moved {
             // Only now is a retry over: the log may still have refused what the record wrote.
             self.machine.progressed(&partition, next);
-            if self.careful.get(&partition).is_some_and(|end| *end <= next) {
+            if self.careful.get(&partition).is_some_and(|careful| careful.until <= next) {
                 self.careful.remove(&partition);
             }
         }

@@ -13,6 +13,7 @@ use crate::core::names::NodeId;
 use crate::core::status::State;
 use crate::node::lane::report::LaneShared;
 use crate::node::lane::{Command, End, Lane, LaneParts, Turn};
+use crate::node::past::Past;
 use crate::node::plan::LanePlan;
 use crate::node::threads::{self, SpawnError, Stoppable};
 use crate::ports::{LaneSession, Log, LogError};
@@ -30,15 +31,21 @@ pub struct LaneHandle {
     end: Arc<Mutex<Option<End>>>,
 }
 
+/// Where a lane is at home.
+pub struct LanePlace {
+    /// The log that it works on.
+    pub log: Arc<dyn Log>,
+    /// What nodes know of earlier commits.
+    pub past: Arc<Past>,
+    /// Its node.
+    pub node: NodeId,
+    /// Its number there.
+    pub lane: u16,
+}
+
 impl LaneHandle {
-    /// Starts the thread of lane number `lane`.
-    pub fn start(
-        log: Arc<dyn Log>,
-        plan: LanePlan,
-        node: NodeId,
-        lane: u16,
-        mut parts: LaneParts,
-    ) -> Result<Self, SpawnError> {
+    /// Starts the thread of a lane.
+    pub fn start(place: LanePlace, plan: LanePlan, mut parts: LaneParts) -> Result<Self, SpawnError> {
         let (commands, mailbox) = crossbeam_channel::bounded(MAILBOX);
         let end: Arc<Mutex<Option<End>>> = Arc::default();
         let shared = parts.shared.clone();
@@ -49,7 +56,7 @@ impl LaneHandle {
         let name = format!("lane-{}", plan.identity.name);
         let thread = threads::spawn_with(name, stop, move |_| {
             parts.metrics.lanes.inc();
-            let ended = run(log.as_ref(), plan, node, lane, &mailbox, &parts);
+            let ended = run(&place, plan, &mailbox, &parts);
             parts.metrics.lanes.dec();
             *at_end.lock() = Some(ended);
         })?;
@@ -77,18 +84,12 @@ impl LaneHandle {
     }
 }
 
-fn run(
-    log: &dyn Log,
-    plan: LanePlan,
-    node: NodeId,
-    lane: u16,
-    mailbox: &Receiver<Command>,
-    parts: &LaneParts,
-) -> End {
-    let session = match open(log, &plan, node, lane, parts) {
+fn run(place: &LanePlace, plan: LanePlan, mailbox: &Receiver<Command>, parts: &LaneParts) -> End {
+    let mut session = match open(place, &plan, parts) {
         Ok(session) => session,
         Err(end) => return end,
     };
+    session.recall(Box::new(place.past.of(&plan.identity, plan.deployment.life.clone())));
     let mut lane = Lane::new(session, plan, mailbox.clone(), parts.clone());
     loop {
         if let Turn::Ended(end) = lane.turn() {
@@ -98,20 +99,14 @@ fn run(
 }
 
 /// Opens the session, again and again while the log is not well.
-fn open(
-    log: &dyn Log,
-    plan: &LanePlan,
-    node: NodeId,
-    lane: u16,
-    parts: &LaneParts,
-) -> Result<Box<dyn LaneSession>, End> {
-    let spec = plan.lane_spec(node, lane);
+fn open(place: &LanePlace, plan: &LanePlan, parts: &LaneParts) -> Result<Box<dyn LaneSession>, End> {
+    let spec = plan.lane_spec(place.node, place.lane);
     let mut attempt = 0;
     loop {
         if parts.stop.load(Ordering::Relaxed) {
             return Err(End::Drained);
         }
-        match log.lane(&spec) {
+        match place.log.lane(&spec) {
             Ok(session) => return Ok(session),
             Err(error) => match error.disposition() {
                 Disposition::User => return Err(End::Refused(error)),

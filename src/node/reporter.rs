@@ -9,7 +9,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use crate::control::observed::StatusWriter;
 use crate::core::names::{Identity, NodeId};
-use crate::core::status::{DeploymentStatus, NodeStatus, UpDown};
+use crate::core::status::{Committed, DeploymentStatus, NodeStatus, UpDown};
 use crate::node::threads::{self, SpawnError, Stoppable};
 use crate::ports::Log;
 
@@ -20,6 +20,8 @@ const DETAIL_EVERY: Duration = Duration::from_secs(10);
 pub struct Report {
     /// The status.
     pub status: NodeStatus,
+    /// What is known to have been committed, by deployment.
+    pub committed: BTreeMap<Identity, Committed>,
     /// Whether the control topic was read: a deployment that is not in the status is not on this node.
     pub is_whole: bool,
 }
@@ -36,7 +38,14 @@ impl Reporter {
     pub fn start(log: Arc<dyn Log>, node: NodeId, earlier: BTreeSet<Identity>) -> Result<Self, SpawnError> {
         let (queue, reports) = crossbeam_channel::bounded::<Report>(1);
         let thread = threads::spawn("coproc-status", move |stop| {
-            let mut pen = Pen { log, node, writer: None, written: BTreeMap::new(), earlier };
+            let mut pen = Pen {
+                log,
+                node,
+                writer: None,
+                written: BTreeMap::new(),
+                committed: BTreeMap::new(),
+                earlier,
+            };
             loop {
                 match reports.recv_timeout(Duration::from_millis(200)) {
                     Ok(report) => pen.write(&report),
@@ -66,12 +75,13 @@ struct Pen {
     node: NodeId,
     writer: Option<StatusWriter>,
     written: BTreeMap<Identity, Written>,
+    committed: BTreeMap<Identity, Committed>,
     /// What an earlier life of the node wrote about, and this one has not looked at yet.
     earlier: BTreeSet<Identity>,
 }
 
 impl Pen {
-    fn write(&mut self, Report { status, is_whole }: &Report) {
+    fn write(&mut self, Report { status, committed, is_whole }: &Report) {
         let now = Instant::now();
         let is_last = status.status == UpDown::Down;
         let current: BTreeMap<&Identity, &DeploymentStatus> =
@@ -84,6 +94,8 @@ impl Pen {
             .filter(|deployment| is_last || self.is_due(deployment, now))
             .map(|deployment| (*deployment).clone())
             .collect();
+        let newly = committed.iter().filter(|(at, known)| self.committed.get(at) != Some(known));
+        let newly: Vec<_> = newly.map(|(at, known)| (at.clone(), known.clone())).collect();
         if self.writer.is_none() {
             match StatusWriter::open(self.log.as_ref(), self.node) {
                 Ok(writer) => self.writer = Some(writer),
@@ -94,14 +106,16 @@ impl Pen {
             }
         }
         let Some(writer) = &mut self.writer else { return };
-        match writer.write(status, &details, &gone) {
+        match writer.write(status, &details, &newly, &gone) {
             Ok(()) => {
                 for identity in gone {
                     self.written.remove(&identity);
+                    self.committed.remove(&identity);
                 }
                 if *is_whole {
                     self.earlier.clear();
                 }
+                self.committed.extend(newly);
                 for status in details {
                     self.written.insert(status.identity.clone(), Written { status, at: now });
                 }

@@ -19,9 +19,10 @@ use crate::control::modules;
 use crate::core::deployment::{Deployment, find_cycle};
 use crate::core::names::Identity;
 use crate::core::record::TimestampMs;
-use crate::core::status::{HEARTBEAT_MS, UpDown};
+use crate::core::status::{Committed, HEARTBEAT_MS, UpDown};
 use crate::node::guest_logs::GuestLogs;
 use crate::node::loader::{Loaded, Loader};
+use crate::node::past::Past;
 use crate::node::reporter::{Report, Reporter};
 use crate::node::supervisor::entry::Entry;
 use crate::node::threads::{self, Stoppable};
@@ -46,6 +47,7 @@ pub(super) struct Context {
     pub metrics: Arc<NodeMetrics>,
     pub loader: Loader,
     pub guest_logs: GuestLogs,
+    pub past: Arc<Past>,
 }
 
 /// The supervisor's inputs.
@@ -60,6 +62,8 @@ pub(super) struct Supervisor {
     entries: BTreeMap<Identity, Entry>,
     ready: Arc<AtomicBool>,
     reporter: Reporter,
+    /// What an earlier life of the node knew to have been committed, until a deployment takes it up.
+    earlier: BTreeMap<Identity, Committed>,
     last_report: Option<Instant>,
     last_sweep: Instant,
     sweeper: Option<Stoppable>,
@@ -70,12 +74,18 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     /// A supervisor of nothing yet.
-    pub fn new(context: Context, reporter: Reporter, ready: Arc<AtomicBool>) -> Self {
+    pub fn new(
+        context: Context,
+        reporter: Reporter,
+        earlier: BTreeMap<Identity, Committed>,
+        ready: Arc<AtomicBool>,
+    ) -> Self {
         Self {
             context,
             entries: BTreeMap::new(),
             ready,
             reporter,
+            earlier,
             last_report: None,
             last_sweep: Instant::now(),
             sweeper: None,
@@ -121,7 +131,9 @@ impl Supervisor {
             Change::Set(_, identity, desired) => {
                 tracing::info!(deployment = %identity, generation = desired.generation(), "a deployment is desired");
                 let now_ms = self.now_ms();
-                let entry = self.entries.entry(identity.clone()).or_insert_with(|| Entry::new(identity));
+                let earlier = self.earlier.remove(&identity).unwrap_or_default();
+                let fresh = || Entry::new(identity.clone()).remembering(earlier);
+                let entry = self.entries.entry(identity.clone()).or_insert_with(fresh);
                 entry.desire(Some(desired), now_ms);
                 self.is_dirty = true;
             }
@@ -237,7 +249,10 @@ impl Supervisor {
         }
     }
 
-    fn status(&self, status: UpDown) -> Report {
+    fn status(&mut self, status: UpDown) -> Report {
+        let committed = self.entries.iter_mut();
+        let committed = committed.filter_map(|(at, entry)| Some((at.clone(), entry.committed()?.clone())));
+        let committed = committed.collect();
         let capabilities = self.context.parts.log.capabilities();
         let status = status::node_status(
             &self.context.config,
@@ -246,7 +261,7 @@ impl Supervisor {
             &capabilities.summary(),
             self.entries.values(),
         );
-        Report { status, is_whole: self.is_caught_up }
+        Report { status, committed, is_whole: self.is_caught_up }
     }
 
     /// Removes modules that nobody names any more, now and then.

@@ -44,6 +44,8 @@ pub struct Draft {
     pub batch: BatchSpec,
     /// Whether it stands still.
     pub paused: bool,
+    /// The resource's uid.
+    pub uid: Option<String>,
     /// What happens to the group at the end.
     pub deletion_policy: DeletionPolicy,
     /// What this version cannot run.
@@ -106,6 +108,7 @@ impl DeploymentKind for Coprocessor {
             parallelism: spec.parallelism,
             batch: spec.batch,
             paused: spec.paused,
+            uid: self.metadata.uid.clone(),
             deletion_policy: spec.deletion_policy,
             unavailable: Vec::new(),
         }
@@ -140,6 +143,7 @@ impl DeploymentKind for Pipeline {
             parallelism: spec.parallelism,
             batch: spec.batch,
             paused: spec.paused,
+            uid: self.metadata.uid.clone(),
             deletion_policy: spec.deletion_policy,
             unavailable,
         }

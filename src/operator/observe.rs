@@ -41,6 +41,8 @@ pub struct Observer {
     nodes: BTreeMap<NodeId, Seen>,
     reports: HashMap<Identity, BTreeMap<NodeId, DeploymentStatus>>,
     details: HashMap<Identity, BTreeMap<NodeId, DeploymentStatus>>,
+    /// Who left word of what was committed. What it says is for nodes alone.
+    committed: HashMap<Identity, BTreeSet<NodeId>>,
     ignored: u64,
     is_caught_up: bool,
 }
@@ -53,6 +55,7 @@ impl Observer {
             nodes: BTreeMap::new(),
             reports: HashMap::new(),
             details: HashMap::new(),
+            committed: HashMap::new(),
             ignored: 0,
             is_caught_up: false,
         }
@@ -121,7 +124,9 @@ impl Observer {
     /// The keys of everything that was said about a deployment, for tombstones.
     pub fn detail_keys(&self, identity: &Identity) -> Vec<StatusKey> {
         let nodes = self.details.get(identity).into_iter().flatten();
-        nodes.map(|(node, _)| StatusKey::Deployment(*node, identity.clone())).collect()
+        let details = nodes.map(|(node, _)| StatusKey::Deployment(*node, identity.clone()));
+        let nodes = self.committed.get(identity).into_iter().flatten();
+        details.chain(nodes.map(|node| StatusKey::Committed(*node, identity.clone()))).collect()
     }
 
     /// The keys of what was said about deployments that are gone, and that no node says it runs any more: a node
@@ -131,11 +136,12 @@ impl Observer {
             let mut nodes = self.reports.get(identity).into_iter().flat_map(BTreeMap::keys);
             nodes.any(|node| self.nodes.get(node).is_some_and(|seen| seen.is_fresh(now)))
         };
-        let gone = self.details.keys().filter(|identity| is_gone(identity) && !is_listed(identity));
+        let all: BTreeSet<&Identity> = self.details.keys().chain(self.committed.keys()).collect();
+        let gone = all.into_iter().filter(|identity| is_gone(identity) && !is_listed(identity));
         gone.flat_map(|identity| self.detail_keys(identity)).collect()
     }
 
-    /// The keys of everything that a node said.
+    /// The keys of everything that a node said, but for what it knew to be committed: that stays true without it.
     pub fn node_keys(&self, node: NodeId) -> Vec<StatusKey> {
         let of_node = self.details.iter().filter(|(_, nodes)| nodes.contains_key(&node));
         let details = of_node.map(|(identity, _)| StatusKey::Deployment(node, identity.clone()));
@@ -157,6 +163,7 @@ impl Observer {
         self.nodes.clear();
         self.reports.clear();
         self.details.clear();
+        self.committed.clear();
         self.is_caught_up = false;
         affected
     }
@@ -186,6 +193,17 @@ impl Observer {
                     Ok(detail) if detail.identity == identity => self.detail(node, identity, detail),
                     _ => self.ignore(),
                 }
+            }
+            (Some(StatusKey::Committed(node, identity)), Some(_)) => {
+                self.committed.entry(identity).or_default().insert(node);
+                BTreeSet::new()
+            }
+            (Some(StatusKey::Committed(node, identity)), None) => {
+                if let Some(nodes) = self.committed.get_mut(&identity) {
+                    nodes.remove(&node);
+                }
+                self.committed.retain(|_, nodes| !nodes.is_empty());
+                BTreeSet::new()
             }
             (None, _) => self.ignore(),
         }
@@ -384,8 +402,15 @@ mod tests {
         assert_eq!(observer.leftover_keys(seconds(31), |_| false), []);
         observer.apply(&heartbeat(1000, "default", &[]), seconds(32));
         assert_eq!(left(&observer, 32), 1, "it runs it no more");
+        // What it knew to be committed goes too, and not with the node alone.
+        observer
+            .apply(&record("committed/1000/default/shop/coprocessor/a", Some(b"{}".to_vec())), seconds(32));
+        assert_eq!(left(&observer, 32), 2);
+        assert_eq!(observer.node_keys(NodeId(1000)).len(), 2);
         observer.apply(&record("1000/default/shop/coprocessor/a", None), seconds(33));
-        assert_eq!(left(&observer, 33), 0);
+        assert_eq!(left(&observer, 33), 1);
+        observer.apply(&record("committed/1000/default/shop/coprocessor/a", None), seconds(34));
+        assert_eq!(left(&observer, 34), 0);
     }
 
     #[test]

@@ -120,6 +120,7 @@ pub fn deployment(
             batch: parser.batch(&draft.batch),
         },
         paused: draft.paused,
+        life: draft.uid.clone(),
     };
     let wanted = draft.steps.iter().enumerate().map(|(i, step)| parser.wanted(i, &step.module)).collect();
     // What did not parse is missing from the deployment, and would be reported a second time.

@@ -65,6 +65,17 @@ impl Cluster {
         KafkaLog::connect(self.config()).expect("the cluster is up")
     }
 
+    /// Lets go of a partition's records before this offset.
+    pub fn delete_records(&self, topic: &TopicName, partition: u32, before: i64) {
+        let file = self.dir.join(format!("delete-{topic}-{partition}.json"));
+        let request = format!(
+            r#"{{"version":1,"partitions":[{{"topic":"{topic}","partition":{partition},"offset":{before}}}]}}"#
+        );
+        std::fs::write(&file, request).expect("the directory is ours");
+        let args = ["--offset-json-file", file.to_str().expect("a path of ours")];
+        self.tool("org.apache.kafka.tools.DeleteRecordsCommand", &args);
+    }
+
     /// Runs one of Kafka's own tools: what it printed.
     pub fn tool(&self, class: &str, args: &[&str]) -> String {
         let output = Command::new(script())

@@ -12,6 +12,7 @@ use coproc::ports::Log;
 use rustix::process::{Pid, Signal, getpid, kill_process};
 
 use super::cluster::{Cluster, short};
+use super::slow::hurried;
 use super::support::{PATIENCE, start_node_of};
 
 /// What a node is told.
@@ -23,6 +24,8 @@ pub struct Role {
     /// A quick restart takes its partitions over at once.
     pub is_static: bool,
     pub assignor: Assignor,
+    /// Its transactions end sooner than some of its records.
+    pub is_hurried: bool,
     /// Where its log goes.
     pub log: PathBuf,
 }
@@ -31,7 +34,7 @@ impl Role {
     pub fn new(cluster: &Cluster, pool: &str, id: u32) -> Self {
         let log = cluster.dir.join(format!("node-{pool}-{id}.log"));
         let (brokers, pool) = (cluster.bootstrap.clone(), pool.to_owned());
-        Self { brokers, pool, id, is_static: false, assignor: Assignor::Eager, log }
+        Self { brokers, pool, id, is_static: false, assignor: Assignor::Eager, is_hurried: false, log }
     }
 }
 
@@ -63,6 +66,7 @@ impl Process {
             .env("NODE_ID", role.id.to_string())
             .env("NODE_STATIC", role.is_static.to_string())
             .env("NODE_ASSIGNOR", assignor)
+            .env("NODE_HURRIED", role.is_hurried.to_string())
             .env_remove("FAILPOINTS")
             .env_remove("NODE_FAULT");
         match fault {
@@ -147,7 +151,7 @@ pub fn be_a_node() {
     let var = |name: &str| std::env::var(name).unwrap();
     tracing_subscriber::fmt().with_env_filter("info").with_writer(std::io::stderr).with_ansi(false).init();
     let mut config = KafkaConfig::plain(brokers.split(','));
-    config.timing = short();
+    config.timing = if var("NODE_HURRIED") == "true" { hurried() } else { short() };
     config.metadata_refresh = Duration::from_secs(1);
     config.static_membership = var("NODE_STATIC") == "true";
     config.assignor = if var("NODE_ASSIGNOR") == "eager" { Assignor::Eager } else { Assignor::Cooperative };

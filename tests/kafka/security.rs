@@ -18,7 +18,7 @@ use coproc::ports::{FencedWriter, Fold, FoldEvent, Keyed, Log, ReadFrom, Reader,
 
 use super::cluster::{Cluster, await_end, fill, fresh, topic};
 use super::lane::{Lane, spec};
-use super::support::{Rig, deployment, identity, identity_of, start_node_of, text, wait_for};
+use super::support::{Rig, deployment, guest, identity, identity_of, start_node_of, text, wait_for};
 
 const LONG: Duration = Duration::from_mins(1);
 
@@ -312,17 +312,26 @@ fn the_documented_permissions_are_enough_and_needed() {
         cluster.tool("org.apache.kafka.tools.AclCommand", &all);
     }
     let rig = Rig::on(deployer, "default", 0);
-    let digest = wait_for("the permissions to take effect", || modules::upload(&*rig.log, &identity()).ok());
-    let mut wanted = deployment(&[digest], "orders", &["orders-out", "view"], "");
-    if let Sink::Kafka { kafka } = &mut wanted.sinks[1] {
+    // It prints what it reads.
+    let module = guest("(call $say (i32.const 4098) (i32.const 1))");
+    let digest = wait_for("the permissions to take effect", || modules::upload(&*rig.log, &module).ok());
+    for name in ["orders", "orders-out"] {
+        assert!(
+            rig.log.topics().describe(&name.parse().unwrap()).unwrap().is_some(),
+            "a deploy looks at them"
+        );
+    }
+    rig.put("secured", &deployment(&[digest], "orders", &["orders-out"], ""));
+    let mut wanted = deployment(&[digest], "orders", &["view"], "");
+    if let Sink::Kafka { kafka } = &mut wanted.sinks[0] {
         kafka.naming = Naming::Materialized;
     }
-    rig.put("secured", &wanted);
+    rig.put("viewed", &wanted);
     let running = start_node_of(&node, rig.pool.clone(), 0);
     for name in ["orders-out", "orders._view_"] {
         wait_for(name, || {
             let end = admin.topics().extents(&name.parse().unwrap()).ok()?[0].end;
-            (end >= if name == "orders-out" { 101 } else { 0 }).then_some(())
+            (end >= 101).then_some(())
         });
     }
     let status = rig.wait_for_state("secured", State::Running);
@@ -341,7 +350,50 @@ fn the_documented_permissions_are_enough_and_needed() {
     rig.set_paused("secured", true);
     rig.wait_for_state("secured", State::Paused);
     let group = identity_of("secured").consumer_group();
-    assert!(!rig.log.offsets().committed(&group).unwrap().is_empty());
+    let committed = rig.log.offsets().committed(&group).unwrap();
+    assert!(!committed.is_empty());
+    wait_for("the lane to leave", || (rig.log.offsets().members(&group).unwrap() == 0).then_some(()));
+    rig.log.offsets().alter(&group, &committed.keys().map(|at| (at.clone(), 1)).collect()).unwrap();
     rig.log.offsets().delete(&group).unwrap();
+    rig.set_paused("secured", false);
+    admin.topics().grow(&"orders".parse().unwrap(), 2).unwrap();
+    fill(&*admin, &"orders".parse().unwrap(), 2, 10);
+    wait_for("the view to follow", || {
+        let view = admin.topics().describe(&"orders._view_".parse().unwrap()).unwrap()?;
+        (view.config.partitions == 2).then_some(())
+    });
+    OwnTopic::Logs.ensure(&*rig.log).unwrap();
+    wait_for("what the guest printed", || (!rig.read("coprocessor_logs").is_empty()).then_some(()));
+    // Once an hour nodes remove modules that no deployment names: here two days later.
+    modules::upload(&*rig.log, &identity()).unwrap();
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64;
+    assert_eq!(modules::sweep(&*node, now + 2 * 86_400_000).unwrap(), 1);
     assert!(running.stop());
+    assert_each_was_needed(&cluster, &permissions);
+}
+
+/// The broker says by which permission it allowed a request. One that is never named could be left out.
+fn assert_each_was_needed(cluster: &Cluster, permissions: &[Vec<String>]) {
+    let log = std::fs::read_to_string(cluster.dir.join("1/log")).unwrap();
+    let allowed: Vec<&str> = log.lines().filter(|line| line.contains(" is Allowed operation = ")).collect();
+    let mut unused = Vec::new();
+    for words in permissions {
+        let after = |flag: &str| -> Vec<&str> {
+            words.windows(2).filter(|pair| pair[0] == flag).map(|pair| pair[1].as_str()).collect()
+        };
+        let principal = after("--allow-principal")[0];
+        let resources = ["--topic", "--group", "--transactional-id"].map(&after).concat();
+        for (operation, name) in
+            after("--operation").iter().flat_map(|op| resources.iter().map(move |at| (op, at)))
+        {
+            let asked = format!("Principal = {principal} is Allowed operation = {operation} ").to_lowercase();
+            let rule = format!("resourceName={name},");
+            let used =
+                |line: &&str| line.contains(&rule) && line.to_lowercase().replace('_', "").contains(&asked);
+            if !allowed.iter().any(used) {
+                unused.push(format!("{principal}: {operation} of {name}"));
+            }
+        }
+    }
+    assert!(unused.is_empty(), "documented, and of no use: {unused:#?}; for instance {:#?}", allowed.first());
 }

@@ -48,6 +48,7 @@ pub fn guest(before: &str) -> Vec<u8> {
             (func $next (param i32 i32 i32 i32 i32) (result i32)))
         (import "redpanda_transform" "write_record" (func $write (param i32 i32) (result i32)))
         (import "wasi_snapshot_preview1" "fd_write" (func $print (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
         (memory (export "memory") 32)
         (global $loaded (mut i32) (i32.const 0))
         (func $say (param $ptr i32) (param $n i32)
@@ -84,7 +85,8 @@ pub fn stamp(mark: char) -> Vec<u8> {
     guest(&format!("(i32.store8 (i32.const 4098) (i32.const {}))", mark as u32))
 }
 
-/// Fails at values that start so: `!` traps, `@` loops for ever, `#` eats memory, `~` is left out.
+/// Fails at values that start so: `!` traps, `@` loops for ever, `#` eats memory, `$` ends with an error; `~` is left
+/// out.
 pub fn fragile() -> Vec<u8> {
     guest(
         "(if (i32.eq (i32.load8_u (i32.const 4098)) (i32.const 33)) (then unreachable))
@@ -93,6 +95,7 @@ pub fn fragile() -> Vec<u8> {
              (then (loop $eat
                  (if (i32.eq (memory.grow (i32.const 16)) (i32.const -1)) (then unreachable))
                  (br $eat))))
+         (if (i32.eq (i32.load8_u (i32.const 4098)) (i32.const 36)) (then (call $exit (i32.const 1))))
          (if (i32.eq (i32.load8_u (i32.const 4098)) (i32.const 126)) (then (local.set $skip (i32.const 1))))",
     )
 }
@@ -129,6 +132,12 @@ pub fn start_node_with(log: &Arc<dyn Log>, engine: Arc<dyn Engine>, max_lanes: u
     start(log, engine, max_lanes, PoolName::default_name(), 0)
 }
 
+/// A node that may not start.
+pub fn try_to_start_node(log: &Arc<dyn Log>) -> Result<Node, String> {
+    let engine = Wasmtime::new(WasmOptions::default(), None).unwrap();
+    try_to_start(log, engine, 2_000, PoolName::default_name(), 0).map_err(|error| error.to_string())
+}
+
 /// A node of another pool.
 pub fn start_node_of(log: &Arc<dyn Log>, pool: PoolName, node_id: u32) -> Node {
     start(log, Wasmtime::new(WasmOptions::default(), None).unwrap(), 2_000, pool, node_id)
@@ -141,6 +150,16 @@ fn start(
     pool: PoolName,
     node_id: u32,
 ) -> Node {
+    try_to_start(log, engine, max_lanes, pool, node_id).unwrap()
+}
+
+fn try_to_start(
+    log: &Arc<dyn Log>,
+    engine: Arc<dyn Engine>,
+    max_lanes: usize,
+    pool: PoolName,
+    node_id: u32,
+) -> Result<Node, coproc::node::Error> {
     let log = log.clone();
     let config = NodeConfig {
         node_id: NodeId(node_id),
@@ -158,7 +177,7 @@ fn start(
         modules: Arc::new(TopicStore::new(log)),
         clock: Arc::new(SystemClock::default()),
     };
-    Node::start(config, parts).unwrap()
+    Node::start(config, parts)
 }
 
 impl Rig {
@@ -236,6 +255,13 @@ impl Rig {
     pub fn status(&self, name: &str) -> Option<DeploymentStatus> {
         let state = observed::read(self.log.as_ref()).unwrap()?;
         state.nodes().into_iter().find_map(|node| node.status.coprocessors.get(name).cloned())
+    }
+
+    /// What one node says of a deployment.
+    pub fn status_on(&self, node_id: u32, name: &str) -> Option<DeploymentStatus> {
+        let state = observed::read(self.log.as_ref()).unwrap()?;
+        let node = state.nodes().into_iter().find(|node| node.status.node_id == NodeId(node_id))?;
+        node.status.coprocessors.get(name).cloned()
     }
 
     pub fn wait_for_state(&self, name: &str, state: State) -> DeploymentStatus {

@@ -121,8 +121,8 @@ impl Intake {
     fn control(&mut self, spec: &LaneSpec, memory: &mut Memory) -> Option<Event> {
         if let Some(partition) = self.gone.pop_front() {
             let error = LogError::BadConfig(format!(
-                "the committed offset is gone, somebody removed it from group {}: pause the deployment, set one with \
-                 `coproc offsets` unless it is to start where its start offset says, and resume it",
+                "the committed offset is gone: it was removed from group {}, or expired, or the topic was made anew; \
+                 pause the deployment, say where it goes on with `coproc offsets reset`, and resume it",
                 spec.group
             ));
             return Some(Event::Stuck { partition, error });

@@ -14,7 +14,7 @@ use crate::core::ledger::TopicPartition;
 use crate::core::record::Offset;
 use crate::kafka::context::Context;
 use crate::kafka::{error, topics};
-use crate::ports::LogError;
+use crate::ports::{History, LogError};
 
 /// A single question to the cluster.
 const ASK: Duration = Duration::from_secs(3);
@@ -37,14 +37,29 @@ enum Known {
 
 /// What a session knows of where partitions start. The start policy is asked once for each: later it may have another
 /// answer, and records between the two would be left out or done again.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Memory {
+    /// What others know who had the partitions before.
+    history: Option<Box<dyn History>>,
     known: BTreeMap<TopicPartition, Known>,
     /// How many are found and not committed.
     found: usize,
 }
 
 impl Memory {
+    /// From now on a partition that others knew an offset of is none that starts.
+    pub(super) fn recall(&mut self, history: Box<dyn History>) {
+        self.history = Some(history);
+    }
+
+    /// The partitions of these with a committed offset.
+    pub(super) fn settled<'a>(
+        &'a self,
+        of: impl Iterator<Item = &'a TopicPartition>,
+    ) -> impl Iterator<Item = &'a TopicPartition> {
+        of.filter(|partition| self.known.get(partition) == Some(&Known::Committed))
+    }
+
     /// Whether every start offset is committed.
     pub(super) fn is_settled(&self) -> bool {
         self.found == 0
@@ -89,6 +104,14 @@ impl Memory {
         match self.known.get(partition) {
             Some(Known::Committed) => Ok(Place::Gone),
             Some(Known::Found(offset)) => Ok(Place::At(*offset)),
+            None if self
+                .history
+                .as_ref()
+                .map_or(Ok(false), |history| history.had_committed(partition))? =>
+            {
+                self.known.insert(partition.clone(), Known::Committed);
+                Ok(Place::Gone)
+            }
             None => {
                 let offset = policy()?;
                 self.known.insert(partition.clone(), Known::Found(offset));
@@ -192,6 +215,31 @@ mod tests {
         assert_eq!(place(Some(120), 0), Place::At(120));
         assert_eq!(place(None, 0), Place::Gone, "somebody removed what was committed");
         assert_eq!(place(Some(7), 0), Place::At(7), "and set it again");
+    }
+
+    /// Others knew an offset of partition 1, and do not say of partition 2.
+    struct Others;
+
+    impl History for Others {
+        fn had_committed(&self, at: &TopicPartition) -> Result<bool, LogError> {
+            match at.partition {
+                2 => Err(LogError::Unavailable("not now".to_owned())),
+                partition => Ok(partition == 1),
+            }
+        }
+    }
+
+    #[test]
+    fn what_others_committed_is_no_start() {
+        let at = |partition| TopicPartition::new(&"t".parse().unwrap(), partition);
+        let mut memory = Memory::default();
+        memory.recall(Box::new(Others));
+        let mut place = |partition, committed| memory.place(&at(partition), committed, || Ok(100));
+        assert_eq!(place(0, None).unwrap(), Place::At(100));
+        assert_eq!(place(1, None).unwrap(), Place::Gone);
+        assert_eq!(place(1, Some(7)).unwrap(), Place::At(7), "somebody decided");
+        assert!(place(2, None).is_err(), "no answer is not a no");
+        assert_eq!(place(2, Some(3)).unwrap(), Place::At(3), "nobody is asked where there is one");
     }
 
     #[test]

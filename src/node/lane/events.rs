@@ -117,6 +117,7 @@ impl Lane {
     }
 
     pub(super) fn report_ends(&mut self) {
+        self.parts.shared.settled(&self.session.settled());
         let ends = self.session.end_offsets();
         self.parts.shared.progress(|report| {
             for (partition, end) in &ends {

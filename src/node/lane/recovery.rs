@@ -5,15 +5,15 @@ use std::time::Duration;
 use crate::core::disposition::Disposition;
 use crate::core::machine::LogVerdict;
 use crate::core::record::Batch;
-use crate::node::lane::{End, IDLE_WAIT, Lane, Pending, Refused, Turn};
+use crate::node::lane::{Alone, Careful, End, IDLE_WAIT, Lane, Pending, Refused, Turn};
 use crate::ports::{Event, LogError};
 
 impl Lane {
     pub(super) fn log_failed(&mut self, error: LogError) -> Turn {
         match &error {
             LogError::RecordRefused { .. } => self.blame(&error),
-            // Some record takes long: one transaction for each, so that it does not take others along again.
-            LogError::Expired(_) => self.go_carefully(),
+            // Some record takes long: no transaction may be open while it does.
+            LogError::Expired(_) => self.go_carefully(Alone::Run),
             _ => {}
         }
         let (now, jitter) = (self.now(), self.jitter());
@@ -39,27 +39,30 @@ impl Lane {
     /// replayed one record at a time.
     pub(super) fn blame(&mut self, error: &LogError) {
         let at_hand = self.work.as_ref().map(|work| work.partition.clone());
-        match at_hand.filter(|at| self.careful.contains_key(at)) {
+        let is_alone = |at: &_| self.careful.get(at).is_some_and(|careful| careful.alone == Alone::Record);
+        match at_hand.filter(is_alone) {
             Some(at) => {
                 let offset = self.at_hand_offset().unwrap_or_default();
                 self.refused.insert(at, Refused { offset, message: error.to_string() });
             }
-            None => self.go_carefully(),
+            None => self.go_carefully(Alone::Record),
         }
     }
 
-    /// What is in the open transaction is replayed one record at a time, each in a transaction of its own.
-    fn go_carefully(&mut self) {
-        let open: Vec<_> = self.ledger.uncommitted().map(|(at, next)| (at.clone(), next)).collect();
-        let at_hand = self.work.as_ref().map(|work| work.partition.clone());
-        for (partition, next) in open {
-            self.careful.insert(partition, next);
-        }
+    /// What is in the open transaction is replayed with care. What expires again in spite of it is replayed record by
+    /// record.
+    fn go_carefully(&mut self, alone: Alone) {
+        let mut open: Vec<_> = self.ledger.uncommitted().map(|(at, next)| (at.clone(), next)).collect();
         // The batch at hand may have emitted without having moved the ledger yet.
-        if let Some(at) = at_hand
-            && let Some(last) = self.last_offset_at_hand()
-        {
-            self.careful.insert(at, last + 1);
+        let at_hand = self.work.as_ref().map(|work| work.partition.clone());
+        open.extend(at_hand.zip(self.last_offset_at_hand().map(|last| last + 1)));
+        let earlier = std::mem::take(&mut self.careful);
+        for (partition, until) in open {
+            let alone = if earlier.contains_key(&partition) { Alone::Record } else { alone };
+            self.careful.insert(partition, Careful { until, alone });
+        }
+        for (partition, careful) in earlier {
+            self.careful.entry(partition).or_insert(careful);
         }
     }
 

@@ -12,8 +12,10 @@ use crate::core::status::{LastError, PartitionStatus, State};
 /// How far a lane is with one partition.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PartitionReport {
-    /// The committed offset, once it is known.
+    /// The committed offset, once it is known; until then where it starts.
     pub committed: Option<Offset>,
+    /// Whether there is, or was, a committed offset.
+    pub is_settled: bool,
     /// The offset after the last stable record, once it is known.
     pub end: Option<Offset>,
     /// The first offset there is, where the committed one lies before it.
@@ -71,6 +73,20 @@ impl LaneShared {
     /// Changes offsets, which readers learn of in time.
     pub fn progress(&self, change: impl FnOnce(&mut LaneReport)) {
         change(&mut self.report.lock());
+    }
+
+    /// These partitions have a committed offset: readers learn of it soon where that is new.
+    pub fn settled<'a>(&self, partitions: impl IntoIterator<Item = &'a TopicPartition>) {
+        let mut report = self.report.lock();
+        let mut is_new = false;
+        for at in partitions {
+            if let Some(at) = report.partitions.get_mut(at) {
+                is_new |= !std::mem::replace(&mut at.is_settled, true);
+            }
+        }
+        if is_new {
+            self.changed.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Notes an error.

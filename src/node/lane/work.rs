@@ -8,7 +8,7 @@ use crate::core::machine::Verdict;
 use crate::core::record::{Batch, Offset, RecordRef, TimestampMs};
 use crate::node::chain::{self, Chain, ChainRun, StepFailure};
 use crate::node::dead_letter::dead_letter;
-use crate::node::lane::{Held, Lane, Work};
+use crate::node::lane::{Alone, Held, Lane, Work};
 use crate::node::plan::Route;
 use crate::ports::{Emit, LogError, RunBudget};
 
@@ -19,9 +19,9 @@ impl Lane {
     /// Runs the batch at hand until it is done, a commit is due, or a record fails.
     pub(super) fn run_work(&mut self) -> Result<(), LogError> {
         let Some(mut work) = self.work.take() else { return Ok(()) };
-        let careful = self.careful.contains_key(&work.partition);
-        if careful && work.batch.is_some() && self.pending.due.is_some() {
-            // The record at hand gets a transaction of its own: it may be slow, or to blame, and others must not be.
+        let alone = self.careful.get(&work.partition).map(|careful| careful.alone);
+        if alone.is_some() && work.batch.is_some() && self.pending.due.is_some() {
+            // What comes may be slow, or to blame: what was before it must not go with it.
             self.commit()?;
         }
         if let Some((offset, message)) = self.known_refusal(&work) {
@@ -41,7 +41,8 @@ impl Lane {
             if work.next == 0 {
                 self.pending.timestamps.extend(batch.get(0).map(|record| record.timestamp));
             }
-            let batch = if careful { self.first_only(&mut work, batch) } else { batch };
+            let is_single = alone == Some(Alone::Record);
+            let batch = if is_single { self.first_only(&mut work, batch) } else { batch };
             chain.offer(batch, work.next);
         }
         let before = work.next;
@@ -70,12 +71,12 @@ impl Lane {
             ChainRun::Finished => {
                 let batch = chain.withdraw();
                 self.chains.insert(topic, chain);
-                self.finished(work, batch, careful)
+                self.finished(work, batch, alone.is_some())
             }
             ChainRun::Suspended => {
                 self.chains.insert(topic, chain);
                 self.work = Some(work);
-                Ok(())
+                if alone.is_some() { self.commit() } else { Ok(()) }
             }
             ChainRun::Failed(failure) => {
                 let batch = chain.withdraw();

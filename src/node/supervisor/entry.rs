@@ -12,10 +12,10 @@ use crate::core::deployment::{Delivery, Deployment};
 use crate::core::names::{Identity, TopicName};
 use crate::core::record::TimestampMs;
 use crate::core::retry::RetrySchedule;
-use crate::core::status::{LastError, State};
+use crate::core::status::{Committed, LastError, State};
 use crate::node::lane::report::LaneShared;
 use crate::node::lane::{End, LaneParts};
-use crate::node::lane_thread::LaneHandle;
+use crate::node::lane_thread::{LaneHandle, LanePlace};
 use crate::node::loader::{LoadError, Request};
 use crate::node::plan::{ChainPlan, Difference, LanePlan, difference};
 use crate::node::priority;
@@ -63,6 +63,8 @@ pub struct Entry {
     last: Vec<Arc<LaneShared>>,
     /// Every partition that lanes of it had: what metrics may know.
     had: BTreeSet<(String, u32)>,
+    /// Its partitions that ever had a committed offset, as far as this node knows.
+    committed: Committed,
     state: State,
     reason: Option<String>,
     last_error: Option<LastError>,
@@ -84,12 +86,37 @@ impl Entry {
             stopping: Vec::new(),
             last: Vec::new(),
             had: BTreeSet::new(),
+            committed: Committed::default(),
             state: State::Pending,
             reason: None,
             last_error: None,
             attempt: 0,
             retry_at: None,
             settled: false,
+        }
+    }
+
+    /// What an earlier life of the node knew to have been committed.
+    pub fn remembering(self, committed: Committed) -> Self {
+        Self { committed, ..self }
+    }
+
+    /// What is known to have been committed; nothing before something was.
+    pub fn committed(&mut self) -> Option<&Committed> {
+        self.note_committed();
+        (self.desired.is_some() && !self.committed.partitions.is_empty()).then_some(&self.committed)
+    }
+
+    /// Takes note of what its lanes know to be committed; what belongs to an earlier life went with that.
+    fn note_committed(&mut self) {
+        let Some(running) = &self.running else { return };
+        if running.plan.deployment.life != self.committed.life {
+            return;
+        }
+        for lane in &running.lanes {
+            let report = lane.shared.report();
+            let settled = report.partitions.iter().filter(|(_, at)| at.is_settled);
+            settled.for_each(|(at, _)| self.committed.insert(at));
         }
     }
 
@@ -164,6 +191,9 @@ impl Entry {
                     self.refuse(first.reason, all.join("; "), now_ms);
                     self.settled = settled;
                 } else {
+                    if self.committed.life != deployment.life {
+                        self.committed = Committed { life: deployment.life.clone(), ..Committed::default() };
+                    }
                     self.wanted = Some(Arc::new((**deployment).clone()));
                     self.begin_anew();
                 }
@@ -180,6 +210,7 @@ impl Entry {
                 // What is loaded, or still on its way, belongs to the life that ends.
                 self.wanted = None;
                 self.load = Load::Idle;
+                self.committed = Committed::default();
                 self.begin_anew();
             }
         }
@@ -376,8 +407,13 @@ impl Entry {
                 low_priority: Arc::new(priority::set_low),
                 seed: u64::from(lane) ^ now_ms.cast_unsigned(),
             };
-            let log = context.parts.log.clone();
-            match LaneHandle::start(log, plan.clone(), context.config.node_id, lane, parts) {
+            let place = LanePlace {
+                log: context.parts.log.clone(),
+                past: context.past.clone(),
+                node: context.config.node_id,
+                lane,
+            };
+            match LaneHandle::start(place, plan.clone(), parts) {
                 Ok(handle) => lanes.push(handle),
                 Err(error) => {
                     self.stopping.extend(lanes);
@@ -438,6 +474,7 @@ impl Entry {
 
     fn stop_running(&mut self, context: &Context) {
         self.swapping = None;
+        self.note_committed();
         if let Some(running) = self.running.take() {
             running.lanes.iter().for_each(LaneHandle::ask_to_stop);
             let name = self.identity.display_name();
@@ -458,6 +495,7 @@ impl Entry {
 
     /// Waits for all lanes until the deadline: whether all ended.
     pub fn stop_lanes_by(&mut self, deadline: Instant) -> bool {
+        self.note_committed();
         if let Some(running) = self.running.take() {
             self.last = running.lanes.iter().map(|lane| lane.shared.clone()).collect();
             self.stopping.extend(running.lanes);
