@@ -1,6 +1,6 @@
 //! coproc's own topics: whoever needs them first makes them, and whoever uses them checks them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::core::names::{CONTROL_TOPIC, LOGS_TOPIC, MODULES_TOPIC, STATUS_TOPIC, TopicName};
 use crate::core::record::Record;
@@ -13,6 +13,8 @@ const LOGS_RETENTION_BYTES: u64 = 256 << 20;
 
 /// The longest wait for records that are there but not yet fetched.
 const READ_WAIT: Duration = Duration::from_millis(20);
+/// How long nothing may come before a topic's end is reached.
+const READ_STALLS: Duration = Duration::from_secs(10);
 
 /// One of coproc's own topics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,8 +87,19 @@ impl OwnTopic {
         let mut state = S::default();
         let mut read = || {
             let mut reader = log.reader(&name, None, ReadFrom::Start)?;
+            let mut progress = Instant::now();
             while !reader.is_caught_up()? {
-                for Fetched { record, offset, appended_ms, .. } in reader.fetch(READ_WAIT)? {
+                let fetched = reader.fetch(READ_WAIT)?;
+                if !fetched.is_empty() {
+                    progress = Instant::now();
+                } else if progress.elapsed() > READ_STALLS {
+                    // Clients wait for ever for a partition whose leader is away.
+                    return Err(LogError::Unavailable(format!(
+                        "{name} cannot be read to its end: nothing came for {} s",
+                        READ_STALLS.as_secs()
+                    )));
+                }
+                for Fetched { record, offset, appended_ms, .. } in fetched {
                     let Record { key: Some(key), value, .. } = record else { continue };
                     take(&mut state, FoldEvent::Record { key, value, offset, appended_ms });
                 }

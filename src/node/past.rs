@@ -14,13 +14,18 @@ use crate::core::ledger::TopicPartition;
 use crate::core::names::Identity;
 use crate::ports::{History, Log, LogError};
 
-/// How long one reading serves.
+/// How long one reading serves, also one that failed.
 const SERVES: Duration = Duration::from_secs(1);
+/// How long a lane waits for the reading of another one. It has a group to stay in: it asks again.
+const WAITS: Duration = Duration::from_secs(1);
+
+/// When it was read, and what.
+type Reading = (Instant, Result<Arc<ObservedState>, LogError>);
 
 /// The nodes' memory.
 pub struct Past {
     log: Arc<dyn Log>,
-    read: Mutex<Option<(Instant, Arc<ObservedState>)>>,
+    read: Mutex<Option<Reading>>,
 }
 
 /// What they know of one deployment.
@@ -42,24 +47,29 @@ impl Past {
     }
 
     fn state(&self) -> Result<Arc<ObservedState>, LogError> {
-        let mut read = self.read.lock();
-        if let Some((at, state)) = &*read
+        let Some(mut last) = self.read.try_lock_for(WAITS) else {
+            return Err(LogError::Unavailable("another lane reads what was committed earlier".into()));
+        };
+        if let Some((at, read)) = &*last
             && at.elapsed() < SERVES
         {
-            return Ok(state.clone());
+            return read.clone();
         }
-        let state = match observed::read(self.log.as_ref()) {
-            Ok(state) => state.unwrap_or_default(),
-            Err(error) if error.disposition() == Disposition::Transient => return Err(error),
+        let read = self.read_anew();
+        *last = Some((Instant::now(), read.clone()));
+        read
+    }
+
+    fn read_anew(&self) -> Result<Arc<ObservedState>, LogError> {
+        match observed::read(self.log.as_ref()) {
+            Ok(state) => Ok(Arc::new(state.unwrap_or_default())),
+            Err(error) if error.disposition() == Disposition::Transient => Err(error),
             // Losing the status topic harms nothing but this memory.
             Err(error) => {
                 tracing::warn!(%error, "earlier commits are not known: partitions without an offset start by the policy");
-                ObservedState::default()
+                Ok(Arc::default())
             }
-        };
-        let state = Arc::new(state);
-        *read = Some((Instant::now(), state.clone()));
-        Ok(state)
+        }
     }
 }
 

@@ -123,6 +123,8 @@ impl Pen {
             Err(error) => {
                 tracing::warn!(%error, "the status was not written: nothing else is harmed");
                 self.writer = None;
+                // The topic may be a new one when it is written again.
+                self.committed.clear();
             }
         }
     }

@@ -302,7 +302,6 @@ impl Context {
 
     /// Forgets an object that is gone.
     pub fn forget_object(&self, key: &str) {
-        self.waits_no_more(key);
         self.written.forget(key);
         self.backoff.succeeded(&key.to_owned());
     }
@@ -389,7 +388,12 @@ pub fn identity<K: DeploymentKind>(installation: &Installation, object: &K) -> O
     })
 }
 
-/// Name of an object in waits and notes.
+/// Name of one life of an object in waits: another object of its name waits from the beginning.
+pub fn life_key<K: kube::Resource<DynamicType = ()>>(object: &K) -> String {
+    object.meta().uid.clone().unwrap_or_default()
+}
+
+/// Name of an object in notes.
 pub fn object_key<K: kube::Resource<DynamicType = ()>>(object: &K) -> String {
     let namespace = object.meta().namespace.as_deref().unwrap_or_default();
     format!("{}/{namespace}/{}", K::kind(&()), object.meta().name.as_deref().unwrap_or_default())

@@ -13,7 +13,7 @@ use crate::core::names::ConsumerGroup;
 use crate::core::record::Record;
 use crate::operator::bridge;
 use crate::operator::conditions::{Conditions, READY, Verdict};
-use crate::operator::context::{Context, object_key};
+use crate::operator::context::{Context, life_key, object_key};
 use crate::operator::crd::DeploymentResourceStatus;
 use crate::operator::crd::shared::DeletionPolicy;
 use crate::operator::crd::status::Phase;
@@ -35,7 +35,7 @@ pub async fn facts<K: DeploymentKind>(subject: &Subject<'_, K>, context: &Contex
     // A link that is open needs no Secret any more: in a namespace that ends they are gone before the finalizers.
     let is_linked = context.link(&subject.pool).is_some_and(|link| link.health() == Health::Up);
     let is_late = is_deleted
-        && context.waited(&object_key(subject.object)) > PATIENCE
+        && context.waited(&life_key(subject.object)) > PATIENCE
         && namespace_ends(&context.client, subject.identity.namespace.as_str()).await;
     Facts {
         is_deleted,
@@ -45,7 +45,11 @@ pub async fn facts<K: DeploymentKind>(subject: &Subject<'_, K>, context: &Contex
                 .into_iter()
                 .flatten()
                 .any(|condition| condition.type_ == READY && condition.reason == SECRET_NOT_FOUND),
-        has_pool: pool.is_some(),
+        // One that somebody else's finalizer keeps has no connection any more.
+        has_pool: pool.as_ref().is_some_and(|pool| {
+            pool.metadata.deletion_timestamp.is_none()
+                || pool.finalizers().iter().any(|name| name == FINALIZER)
+        }),
         holds_namespace: is_late,
         is_forced: subject.object.annotations().get(FORCE).is_some_and(|value| value == "true"),
     }
@@ -73,6 +77,7 @@ pub async fn give_up<K: DeploymentKind>(
         tracing::info!(deployment = %subject.identity, written = written.is_ok_and(|done| done.is_ok()), "tombstone");
     }
     set_finalizer(context, subject.object, false).await?;
+    context.waits_no_more(&life_key(subject.object));
     context.forget(&subject.identity, &object_key(subject.object));
     Ok(Action::await_change())
 }
@@ -103,6 +108,7 @@ pub async fn clean_up<K: DeploymentKind>(
         Cleaning::Finish => {
             sweep(subject, &link, group).await?;
             set_finalizer(context, subject.object, false).await?;
+            context.waits_no_more(&life_key(subject.object));
             context.forget(&subject.identity, &object_key(subject.object));
             Ok(Action::await_change())
         }

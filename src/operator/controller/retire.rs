@@ -18,7 +18,7 @@ use crate::core::status::StatusKey;
 use crate::operator::bridge::{self, PoolKey};
 use crate::operator::build;
 use crate::operator::conditions::{Conditions, Verdict};
-use crate::operator::context::{Context, object_key};
+use crate::operator::context::{Context, life_key, object_key};
 use crate::operator::crd::{RuntimePool, RuntimePoolStatus};
 use crate::operator::dereference::{self, SECRET_NOT_FOUND, namespace_ends};
 use crate::operator::lifecycle::{FINALIZER, FORCE, PoolFacts, Reach, Retiring, retire};
@@ -27,6 +27,8 @@ use crate::operator::validate;
 
 /// How often it is looked whether resources and nodes are gone.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The API server's own finalizer of what is deleted without its dependents.
+const ORPHAN: &str = "orphan";
 /// How often it is looked whether Kafka is back.
 const KAFKA_AGAIN: Duration = Duration::from_secs(5);
 
@@ -35,6 +37,10 @@ pub(super) async fn reconcile(pool: &RuntimePool, key: &PoolKey, context: &Conte
     if !pool.finalizers().iter().any(|name| name == FINALIZER) {
         context.drop_link(key);
         return Ok(Action::await_change());
+    }
+    // `--cascade=orphan`: its nodes are to stay. They are ours until the garbage collector has been there.
+    if pool.finalizers().iter().any(|name| name == ORPHAN) {
+        return Ok(Action::requeue(LOOK_AGAIN));
     }
     let reach = reach(pool, key, context).await?;
     let set = nodes_set(pool, key, context).await?;
@@ -78,15 +84,16 @@ pub(super) async fn reconcile(pool: &RuntimePool, key: &PoolKey, context: &Conte
 async fn let_go(pool: &RuntimePool, key: &PoolKey, context: &Context) -> Result<Action, Error> {
     set_finalizer(context, pool, false).await?;
     context.drop_link(key);
-    let name = object_key(pool);
-    context.waits_no_more(&alone(&name));
-    context.forget_object(&name);
+    let life = life_key(pool);
+    context.waits_no_more(&life);
+    context.waits_no_more(&alone(&life));
+    context.forget_object(&object_key(pool));
     Ok(Action::await_change())
 }
 
 /// What it is called that no resource is on its way out any more.
-fn alone(name: &str) -> String {
-    format!("{name} alone")
+fn alone(life: &str) -> String {
+    format!("{life} alone")
 }
 
 async fn facts(
@@ -98,10 +105,10 @@ async fn facts(
 ) -> PoolFacts {
     let namespace_ends = namespace_ends(&context.client, key.namespace.as_str()).await;
     let dependents = context.dependents(key, namespace_ends);
-    let name = object_key(pool);
-    let waited = context.waited(&name);
+    let life = life_key(pool);
+    let waited = context.waited(&life);
     let alone = match dependents.ending {
-        0 => context.waited(&alone(&name)),
+        0 => context.waited(&alone(&life)),
         _ => Duration::ZERO,
     };
     let base = base(pool, key, context);
