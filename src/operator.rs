@@ -161,9 +161,11 @@ fn serve(
 ) {
     let Some(address) = options.http else { return };
     let (context, stops) = (context.clone(), stops.clone());
+    let (leads, seen) = (metrics.clone(), context.clone());
+    let ready = Arc::new(move || leads.leader.get() == 0 || seen.is_filled());
     let refresh = Arc::new(move || wiring::count_resources(&context));
     tasks.spawn(async move {
-        if let Err(error) = http::serve(address, metrics, refresh, wiring::stopped(stops)).await {
+        if let Err(error) = http::serve(address, metrics, refresh, ready, wiring::stopped(stops)).await {
             tracing::error!(%error, %address, "metrics and probes are not served: choose another address");
         }
     });

@@ -182,6 +182,12 @@ impl Context {
         self.stores.pools.get(&ObjectRef::new(key.name.as_str()).within(key.namespace.as_str()))
     }
 
+    /// Whether every resource has been seen.
+    pub fn is_filled(&self) -> bool {
+        let Stores { pools_filled, coprocessors_filled, pipelines_filled, .. } = &self.stores;
+        [pools_filled, coprocessors_filled, pipelines_filled].into_iter().all(Filled::is_filled)
+    }
+
     /// The link of a pool, if there is one.
     pub fn link(&self, key: &PoolKey) -> Option<Arc<Link>> {
         self.links.read().get(key).cloned()
