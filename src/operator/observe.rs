@@ -87,6 +87,11 @@ impl Observer {
         affected
     }
 
+    /// Whether some node was fresh when it was last looked.
+    pub fn has_nodes(&self) -> bool {
+        self.nodes.values().any(|seen| seen.was_fresh)
+    }
+
     /// A deployment on the nodes whose ids are accepted.
     pub fn view(&self, identity: &Identity, now: Duration, is_ours: impl Fn(NodeId) -> bool) -> Vec<OnNode> {
         let reports = self.reports.get(identity).into_iter().flatten();
@@ -411,6 +416,21 @@ mod tests {
         assert_eq!(left(&observer, 33), 1);
         observer.apply(&record("committed/1000/default/shop/coprocessor/a", None), seconds(34));
         assert_eq!(left(&observer, 34), 0);
+    }
+
+    #[test]
+    fn it_knows_whether_there_are_nodes() {
+        let mut observer = Observer::new("default".parse().unwrap());
+        assert!(!observer.has_nodes());
+        observer.apply(&heartbeat(1000, "default", &[]), seconds(0));
+        assert!(observer.has_nodes());
+        observer.expire(seconds(30));
+        assert!(observer.has_nodes());
+        observer.expire(seconds(31));
+        assert!(!observer.has_nodes());
+        observer.apply(&heartbeat(1000, "default", &[]), seconds(32));
+        observer.apply(&record("1000", None), seconds(33));
+        assert!(!observer.has_nodes());
     }
 
     #[test]

@@ -234,9 +234,18 @@ fn listen_once(shared: &Shared, attempt: &mut u32) -> Result<(), LogError> {
         let event = fold.next(LISTEN)?;
         *attempt = 0;
         let now = shared.clock.monotonic();
-        let mut affected = shared.observer.write().apply(&event, now);
-        affected.extend(shared.observer.write().expire(now));
-        shared.tell_all(affected);
+        let mut observer = shared.observer.write();
+        let had_nodes = observer.has_nodes();
+        let mut affected = observer.apply(&event, now);
+        affected.extend(observer.expire(now));
+        // Whether there are nodes at all is said of resources, too, that no node lists.
+        let concerns_all = observer.has_nodes() != had_nodes || event == FoldEvent::CaughtUp;
+        drop(observer);
+        if concerns_all {
+            shared.tell(Notice::Everything(shared.pool.clone()));
+        } else {
+            shared.tell_all(affected);
+        }
     }
     Ok(())
 }
