@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: help demo cluster-demo test cluster-test build release fmt lint bench deny docs update clean
+.PHONY: help demo cluster-demo test cluster-test build release fmt lint bench deny docs update soak reliability clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,9 +55,10 @@ soak: ## The crash test, long: 500 kills under load.
 	COPROC_KILLS=500 $(CARGO) test --release --test crash -- --nocapture
 
 reliability: ## What must hold on Kafka, long: 100,000 records in each case, three seeds; ends with the table.
-	@set -o pipefail; COPROC_RECORDS=$${COPROC_RECORDS:-100000} COPROC_SEEDS=$${COPROC_SEEDS:-3} COPROC_STORM=$${COPROC_STORM:-120} \
+	@set -o pipefail; exec 3>&2; \
+		COPROC_RECORDS=$${COPROC_RECORDS:-100000} COPROC_SEEDS=$${COPROC_SEEDS:-3} COPROC_STORM=$${COPROC_STORM:-120} \
 		$(CARGO) test --release --features kafka,failpoints --test kafka_reliability -- --nocapture --test-threads=1 2>&1 | \
-		tee /dev/stderr 2>&1 | grep -o 'RESULT .*' | sed 's/^RESULT //'
+		tee >(cat >&3) | grep -o 'RESULT .*' | sed 's/^RESULT //'
 
 clean: ## Remove build output.
 	$(CARGO) clean

@@ -1,13 +1,13 @@
 //! The way through Kafka and back, on one broker and the same data: the plain librdkafka loop, a lane's session alone,
 //! a node with a wasm identity in one lane, and Kafka Streams doing the same.
 //!
-//! `cargo bench --features kafka --bench kafka -- [--records N] [--size BYTES] [--rounds N] [--only NAME,..]
-//! [--config KEY=VALUE]`, and with `--latency` what a node adds at 10,000 records/s. A first round, in which the broker's
-//! virtual machine compiles its code, is not counted; each figure is a ratio to the plain loop of its own round, and the
+//! `cargo bench --features kafka --bench kafka -- [--records N] [--size BYTES] [--rounds N] [--warm-up N] [--only NAME,..]
+//! [--config KEY=VALUE]`, and with `--latency` what a node adds at 10,000 records/s. The first rounds, in which the broker's
+//! virtual machine compiles its code, are not counted; each figure is a ratio to the plain loop of its own round, and the
 //! end is the medians.
 //!
 //! The plain loop is the limit: raw batch consume, raw produce, idempotent or not, no offsets, no transactions,
-//! no timestamps or headers carried over.
+//! no timestamps or headers carried over. The one of whole records is idempotent and carries both over, as a node has to.
 #![allow(unsafe_code, reason = "the plain loop calls librdkafka as directly as can be")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a benchmark stops at the first error")]
 
@@ -56,6 +56,7 @@ struct Options {
     records: usize,
     size: usize,
     rounds: usize,
+    warm_up: usize,
     only: Option<String>,
     latency: bool,
     /// librdkafka settings of the node and the session, `KEY=VALUE`.
@@ -67,6 +68,7 @@ fn options() -> Options {
         records: 4_000_000,
         size: 100,
         rounds: 3,
+        warm_up: 2,
         only: None,
         latency: false,
         config: BTreeMap::new(),
@@ -78,6 +80,7 @@ fn options() -> Options {
             "--records" => options.records = value().parse().unwrap(),
             "--size" => options.size = value().parse().unwrap(),
             "--rounds" => options.rounds = value().parse().unwrap(),
+            "--warm-up" => options.warm_up = value().parse().unwrap(),
             "--only" => options.only = Some(value()),
             "--latency" => options.latency = true,
             "--config" => {
@@ -115,8 +118,17 @@ fn load(bootstrap: &str, topic: &TopicName, options: &Options) {
     producer.flush(Duration::from_mins(2)).unwrap();
 }
 
+/// What a plain loop does beyond copying keys and values.
+#[derive(Clone, Copy, PartialEq)]
+enum Plain {
+    Bare,
+    Idempotent,
+    /// Idempotent, with timestamps and headers.
+    Whole,
+}
+
 /// As fast as librdkafka copies on one thread.
-fn plain(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, idempotent: bool) {
+fn plain(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, kind: Plain) {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("enable.partition.eof", "false")
@@ -126,7 +138,7 @@ fn plain(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, idem
         .unwrap();
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
-        .set("enable.idempotence", if idempotent { "true" } else { "false" })
+        .set("enable.idempotence", if kind == Plain::Bare { "false" } else { "true" })
         .set("linger.ms", "5")
         .set("queue.buffering.max.messages", "1000000")
         .set("delivery.report.only.error", "true")
@@ -151,17 +163,10 @@ fn plain(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, idem
             }
             for message in &messages[..count as usize] {
                 let m = &**message;
-                while rd::rd_kafka_produce(
-                    sink,
-                    m.partition,
-                    rd::RD_KAFKA_MSG_F_COPY,
-                    m.payload,
-                    m.len,
-                    m.key,
-                    m.key_len,
-                    ptr::null_mut(),
-                ) != 0
-                {
+                while !match kind {
+                    Plain::Whole => produce_whole(writer, sink, m),
+                    Plain::Bare | Plain::Idempotent => produce_bare(sink, m),
+                } {
                     producer.poll(Duration::ZERO);
                     std::thread::sleep(Duration::from_micros(100));
                 }
@@ -179,6 +184,61 @@ fn plain(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, idem
         rd::rd_kafka_topic_destroy(source);
         rd::rd_kafka_topic_destroy(sink);
         rd::rd_kafka_queue_destroy(queue);
+    }
+}
+
+/// Whether the client took it.
+///
+/// # Safety
+/// Both pointers are alive.
+unsafe fn produce_bare(sink: *mut rd::rd_kafka_topic_t, m: &rd::rd_kafka_message_t) -> bool {
+    let flags = rd::RD_KAFKA_MSG_F_COPY;
+    // SAFETY: the caller's promise; key and payload are copied.
+    unsafe {
+        rd::rd_kafka_produce(sink, m.partition, flags, m.payload, m.len, m.key, m.key_len, ptr::null_mut())
+            == 0
+    }
+}
+
+/// With its timestamp and its headers.
+///
+/// # Safety
+/// All pointers are alive.
+unsafe fn produce_whole(
+    writer: *mut rd::rd_kafka_t,
+    sink: *mut rd::rd_kafka_topic_t,
+    m: &rd::rd_kafka_message_t,
+) -> bool {
+    use rd::rd_kafka_vtype_t as Kind;
+    type Any = rd::rd_kafka_vu_s__bindgen_ty_1;
+    let part = |vtype, u| rd::rd_kafka_vu_t { vtype, u };
+    let memory = |ptr, size| Any { mem: rd::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 { ptr, size } };
+    // SAFETY: the caller's promise; key, payload and headers are copied.
+    unsafe {
+        let timestamp = rd::rd_kafka_message_timestamp(m, ptr::null_mut());
+        let mut headers = ptr::null_mut();
+        let has_headers = rd::rd_kafka_message_headers(m, &raw mut headers)
+            == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+        let headers = if has_headers { rd::rd_kafka_headers_copy(headers) } else { ptr::null_mut() };
+        let parts = [
+            part(Kind::RD_KAFKA_VTYPE_RKT, Any { rkt: sink }),
+            part(Kind::RD_KAFKA_VTYPE_PARTITION, Any { i32_: m.partition }),
+            part(Kind::RD_KAFKA_VTYPE_MSGFLAGS, Any { i: rd::RD_KAFKA_MSG_F_COPY }),
+            part(Kind::RD_KAFKA_VTYPE_TIMESTAMP, Any { i64_: timestamp }),
+            part(Kind::RD_KAFKA_VTYPE_KEY, memory(m.key, m.key_len)),
+            part(Kind::RD_KAFKA_VTYPE_VALUE, memory(m.payload, m.len)),
+            part(Kind::RD_KAFKA_VTYPE_HEADERS, Any { headers }),
+        ];
+        let count = if headers.is_null() { parts.len() - 1 } else { parts.len() };
+        let error = rd::rd_kafka_produceva(writer, parts.as_ptr(), count);
+        if error.is_null() {
+            return true;
+        }
+        rd::rd_kafka_error_destroy(error);
+        if !headers.is_null() {
+            rd::rd_kafka_headers_destroy(headers);
+        }
+        false
     }
 }
 
@@ -340,7 +400,7 @@ impl Bench {
         let rate = cost.rate(self.options.records);
         let ratio = limit.map(|limit| rate / limit);
         cost.print(name, self.options.records, ratio);
-        if round > 0 {
+        if round >= self.options.warm_up {
             self.results.borrow_mut().add(name, cost, ratio);
         }
         Some(rate)
@@ -371,16 +431,18 @@ impl Bench {
                 Duration::ZERO
             })
         };
-        for round in 0..=self.options.rounds {
-            println!(
-                "{}",
-                if round == 0 { "to warm the broker up:".to_owned() } else { format!("round {round}:") }
-            );
-            let copy = |to: &TopicName, idempotent| {
-                whole(&|| plain(&self.bootstrap, &self.from, to, records, idempotent))
-            };
-            let limit = self.run(round, "plain", None, |to| copy(to, false));
-            self.run(round, "plain idempotent", limit, |to| copy(to, true));
+        let warm_up = self.options.warm_up;
+        for round in 0..warm_up + self.options.rounds {
+            if round < warm_up {
+                println!("to warm the broker up:");
+            } else {
+                println!("round {}:", round - warm_up + 1);
+            }
+            let copy =
+                |to: &TopicName, kind| whole(&|| plain(&self.bootstrap, &self.from, to, records, kind));
+            let limit = self.run(round, "plain", None, |to| copy(to, Plain::Bare));
+            self.run(round, "plain idempotent", limit, |to| copy(to, Plain::Idempotent));
+            self.run(round, "plain whole records", limit, |to| copy(to, Plain::Whole));
             let session =
                 |to: &TopicName, delivery| whole(&|| lane(&*self.log, &self.from, to, records, delivery));
             self.run(round, "session exactly once", limit, |to| session(to, Delivery::ExactlyOnce));

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::control::observed::{self, ObservedState};
-use crate::core::disposition::Disposition;
 use crate::core::ledger::TopicPartition;
 use crate::core::names::Identity;
 use crate::ports::{History, Log, LogError};
@@ -55,21 +54,10 @@ impl Past {
         {
             return read.clone();
         }
-        let read = self.read_anew();
+        // Where reading is refused nobody knows, and that is no "nothing was committed".
+        let read = observed::read(self.log.as_ref()).map(|state| Arc::new(state.unwrap_or_default()));
         *last = Some((Instant::now(), read.clone()));
         read
-    }
-
-    fn read_anew(&self) -> Result<Arc<ObservedState>, LogError> {
-        match observed::read(self.log.as_ref()) {
-            Ok(state) => Ok(Arc::new(state.unwrap_or_default())),
-            Err(error) if error.disposition() == Disposition::Transient => Err(error),
-            // Losing the status topic harms nothing but this memory.
-            Err(error) => {
-                tracing::warn!(%error, "earlier commits are not known: partitions without an offset start by the policy");
-                Ok(Arc::default())
-            }
-        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use coproc::control::modules;
+use coproc::control::observed;
 use coproc::control::topics::OwnTopic;
 use coproc::control::writer::DesiredWriter;
 use coproc::core::deployment::{Naming, Sink};
@@ -368,8 +369,21 @@ fn the_documented_permissions_are_enough_and_needed() {
     modules::upload(&*rig.log, &identity()).unwrap();
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64;
     assert_eq!(modules::sweep(&*node, now + 2 * 86_400_000).unwrap(), 1);
-    assert!(running.stop());
     assert_each_was_needed(&cluster, &permissions);
+    // Without one of them a node cannot know what was committed earlier: it must not take that for a first start.
+    let args = ["--command-config", properties.to_str().unwrap(), "--remove", "--force"];
+    let what =
+        ["--allow-principal", "User:node", "--operation", "Read", "--topic", "coprocessor_status_topic"];
+    cluster.tool("org.apache.kafka.tools.AclCommand", &[&args[..], &what[..]].concat());
+    wait_for("the permission to be gone", || observed::read(&*node).err());
+    rig.put("late", &deployment(&[digest], "orders", &["orders-out"], ""));
+    wait_for("a refusal that names the topic", || {
+        let message = rig.status("late")?.last_error?.message;
+        message.contains("coprocessor_status_topic").then_some(())
+    });
+    let started = rig.log.offsets().committed(&identity_of("late").consumer_group()).unwrap();
+    assert!(started.is_empty(), "{started:?}");
+    assert!(running.stop());
 }
 
 /// The broker says by which permission it allowed a request. One that is never named could be left out.
