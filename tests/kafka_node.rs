@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use coproc::control::observed;
+use coproc::control::{modules, observed};
 use coproc::core::deployment::{Naming, Sink, Source, StartOffset};
 use coproc::core::ledger::TopicPartition;
 use coproc::core::names::TopicName;
@@ -435,4 +435,32 @@ fn the_topics_of_coproc_are_readable_with_other_tools() {
         described.contains("PartitionCount: 1") && described.contains("cleanup.policy=compact"),
         "{described}"
     );
+}
+
+/// A module can be taken out of its topic with nothing but a Kafka client: keys are `<digest>/<part>`, parts in their order.
+#[test]
+fn a_module_can_be_put_together_with_other_tools() {
+    let bytes: Vec<u8> = (0..2_500_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let digest = Rig::on(plain().log(), "parts", 901).upload(&bytes);
+    let output = Command::new("kcat")
+        .args(["-C", "-q", "-e", "-b", &plain().bootstrap, "-t", "coprocessor_modules"])
+        .args(["-X", "isolation.level=read_committed", "-f", "%k %S\n%s"])
+        .output()
+        .expect("kcat is installed");
+    let (mut rest, mut found, mut parts) = (output.stdout.as_slice(), Vec::new(), 0);
+    while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+        let head = std::str::from_utf8(&rest[..end]).unwrap();
+        let (key, size) = head.split_once(' ').unwrap();
+        let size: i64 = size.parse().unwrap();
+        // A tombstone's size is -1.
+        let (value, after) = rest[end + 1..].split_at(size.max(0) as usize);
+        rest = after;
+        if key == format!("{}/{parts}", digest.hex()) {
+            found.extend_from_slice(value);
+            parts += 1;
+        }
+    }
+    assert!(parts > 1, "{parts} parts");
+    assert_eq!(modules::digest_of(&found), digest);
+    assert!(found == bytes, "a digest is of the bytes");
 }

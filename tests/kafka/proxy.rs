@@ -4,6 +4,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -37,14 +39,14 @@ impl Proxy {
 
     /// Changes the first answer on each connection, which says what the broker takes.
     fn start_and(change: fn(&mut Vec<u8>)) -> Self {
-        let listener = loop {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let next = listener.local_addr().unwrap().port().saturating_add(1);
-            if TcpListener::bind(("127.0.0.1", next)).is_ok() {
-                break listener;
-            }
-        };
-        let port = listener.local_addr().unwrap().port();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/env/ports");
+        let output =
+            Command::new(script).args(["--consecutive", "2"]).output().expect("tests/env/ports runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let ports = String::from_utf8_lossy(&output.stdout).into_owned();
+        let port: u16 =
+            ports.split_whitespace().next().and_then(|port| port.parse().ok()).expect("two ports");
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let state = Arc::new(Mutex::new(State::default()));
         let shared = Arc::clone(&state);
         #[allow(clippy::disallowed_methods, reason = "a test's own thread")]
