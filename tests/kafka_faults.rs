@@ -12,14 +12,15 @@ mod oracle;
 #[path = "kafka/proxy.rs"]
 mod proxy;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use coproc::core::deployment::StartOffset;
 use coproc::core::names::TopicName;
+use coproc::core::record::Batch;
 use coproc::kafka::{Assignor, KafkaConfig, KafkaLog};
-use coproc::ports::{Log, LogError};
+use coproc::ports::{Event, Log, LogError};
 
 use self::cluster::{Cluster, fill, fresh, plain, short, topic};
 use self::lane::{Lane, spec};
@@ -70,6 +71,47 @@ fn storm(assignor: Assignor) {
 #[test]
 fn an_eager_storm_of_rebalances_loses_and_repeats_nothing() {
     storm(Assignor::Eager);
+}
+
+/// librdkafka takes the end of a partition for a record: a partition that stays while others go would be resumed one record
+/// too far.
+#[test]
+fn a_partition_that_stays_in_a_cooperative_rebalance_loses_no_record() {
+    let mut config = plain().config();
+    config.assignor = Assignor::Cooperative;
+    let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
+    let (from, to) = (topic(&*log, "stays", 2), topic(&*log, "stays-out", 2));
+    let group = fresh("g");
+    fill(&*log, &from, 2, 20);
+    let mut first = Lane::open(&*log, &spec(&group, "first", &from, &to)).unwrap();
+    first.run(LONG, |lane| lane.copied == 20 && lane.at_end.len() == 2).unwrap();
+    first.commit().unwrap();
+    let mut second = Lane::open(&*log, &spec(&group, "second", &from, &to)).unwrap();
+    let deadline = Instant::now() + LONG;
+    let mut batch = Batch::default();
+    let leaving = loop {
+        assert!(Instant::now() < deadline, "nothing is revoked");
+        second.step().unwrap();
+        match first.session.poll(&mut batch, Duration::from_millis(50)) {
+            Event::Revoking { partitions, lost: false } => break partitions,
+            Event::Idle | Event::Assigned(_) | Event::CaughtUp { .. } => {}
+            event => panic!("{event:?}"),
+        }
+    };
+    assert_eq!(leaving.len(), 1, "{leaving:?}");
+    // The client has paused the other one by now.
+    fill(&*log, &from, 2, 10);
+    first.session.release();
+    first.ledger.forget(&leaving);
+    while first.copied + second.copied < 30 {
+        assert!(Instant::now() < deadline, "{} and {} of 30 records", first.copied, second.copied);
+        first.step().unwrap();
+        second.step().unwrap();
+    }
+    first.commit().unwrap();
+    second.commit().unwrap();
+    drop((first, second));
+    oracle::assert_copied(plain(), &from, &to);
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub fn contents(cluster: &Cluster, topic: &TopicName) -> Contents {
     {
         java = again;
     }
-    assert_eq!(count(&librdkafka), count(&java), "the two readers of {topic} disagree");
+    assert_eq!(count(&librdkafka), count(&java), "kcat and Kafka's own reader of {topic} disagree");
     assert!(librdkafka == java, "the two readers of {topic} disagree");
     librdkafka
 }

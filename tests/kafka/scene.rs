@@ -212,15 +212,28 @@ impl Scene {
 
     /// Waits until every record is processed: the longest that a partition with records left stood still.
     pub fn finish_without_standing(&self, longer_than: Duration) -> Duration {
+        self.finish_moving(longer_than, false)
+    }
+
+    /// The same of all of them: one that waits its turn behind others moves with them.
+    pub fn finish_without_a_standstill(&self, longer_than: Duration) -> Duration {
+        self.finish_moving(longer_than, true)
+    }
+
+    fn finish_moving(&self, longer_than: Duration, together: bool) -> Duration {
         let ends = self.extents();
         let mut at = vec![(-1, Instant::now()); ends.len()];
         let mut longest = Duration::ZERO;
         loop {
             let (committed, mut left) = (self.offsets(), false);
+            let of = |partition: usize| {
+                let at = TopicPartition::new(&self.from, partition as u32);
+                committed.get(&at).copied().unwrap_or(0)
+            };
+            let has_moved = together && at.iter().enumerate().any(|(n, (before, _))| of(n) != *before);
             for (partition, (extent, (before, since))) in ends.iter().zip(&mut at).enumerate() {
-                let now = committed.get(&TopicPartition::new(&self.from, partition as u32)).copied();
-                let now = now.unwrap_or(0);
-                if now != *before || now >= extent.end {
+                let now = of(partition);
+                if now != *before || now >= extent.end || has_moved {
                     longest = longest.max(if *before < 0 { Duration::ZERO } else { since.elapsed() });
                     (*before, *since) = (now, Instant::now());
                 }
@@ -277,14 +290,22 @@ impl Scene {
                 records.filter_map(|(number, (_, value))| f(*partition, number, value)).collect();
             let found = outputs.get(partition).map(Vec::as_slice).unwrap_or_default();
             let found = change(found.iter().map(|(_, value)| value.clone()).collect());
-            let first = wanted.iter().zip(&found).position(|(wanted, found)| wanted != found);
-            assert!(
-                wanted == found,
-                "{}: partition {partition} has {} of {} records, the first difference is at {first:?}",
-                self.to,
-                found.len(),
-                wanted.len()
-            );
+            if wanted != found {
+                let first = wanted.iter().zip(&found).take_while(|(wanted, found)| wanted == found).count();
+                let around =
+                    |values: &[String]| values.iter().skip(first).take(5).cloned().collect::<Vec<_>>();
+                let counted = |values: &[String]| values.iter().collect::<BTreeSet<_>>().len();
+                panic!(
+                    "{}: partition {partition} has {} records, {} of them different ones, and should have {}; from number {first} on \
+                     there is {:?} and should be {:?}",
+                    self.to,
+                    found.len(),
+                    counted(&found),
+                    wanted.len(),
+                    around(&found),
+                    around(&wanted)
+                );
+            }
         }
     }
 

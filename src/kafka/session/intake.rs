@@ -204,8 +204,9 @@ impl Intake {
         if let Err(error) = answered {
             return Some(Event::Failed(error::from_kafka(&error, "cannot take over partitions")));
         }
-        if self.assignor == Assignor::Eager {
-            self.slots.clear();
+        match self.assignor {
+            Assignor::Eager => self.slots.clear(),
+            Assignor::Cooperative => self.hold_on(),
         }
         self.cursor = None;
         self.gone.extend(slots.iter().filter(|slot| slot.is_gone).map(|slot| slot.partition.clone()));
@@ -275,12 +276,32 @@ impl Intake {
             self.failure = Some(error::from_kafka(&error, "cannot give up partitions"));
         }
         self.cursor = None;
-        match self.assignor {
-            Assignor::Eager => self.slots.clear(),
-            Assignor::Cooperative => self.slots.retain(|slot| !revoking.contains(&slot.partition)),
-        }
         self.gone.retain(|partition| !revoking.contains(partition));
         self.data.retain(|message| !concerns(message, &revoking));
+        match self.assignor {
+            Assignor::Eager => self.slots.clear(),
+            Assignor::Cooperative => {
+                self.slots.retain(|slot| !revoking.contains(&slot.partition));
+                self.hold_on();
+            }
+        }
+    }
+
+    /// Has the partitions that stay go on where they stand. While partitions come and go, the client pauses those that
+    /// stay, and resumes them where it believes the application to be: after an end of partition that is one record too
+    /// far (it counts the end as a record), which would be left out.
+    fn hold_on(&mut self) {
+        let staying = self.slots.iter().filter_map(Slot::position);
+        let staying: Vec<_> = staying.map(|(partition, next)| (partition.clone(), next)).collect();
+        match self.seek(&staying) {
+            Ok(true) => {}
+            // Also a partition that takes no seek: the rewind that follows finds that out again and sees to it.
+            Ok(false) => {
+                let reason = "partitions that stay cannot be sought: rewind".to_owned();
+                self.failure = Some(LogError::Unavailable(reason));
+            }
+            Err(error) => self.failure = Some(error),
+        }
     }
 
     /// Drops everything buffered and seeks every partition to its committed offset. Not so (`false`) where the client
