@@ -152,6 +152,28 @@ fn start_policies_hold_and_stick() {
     }
 }
 
+/// A broker takes offsets without a member's name from anybody: by them one that was put out of the group could commit what
+/// is another one's by now.
+#[test]
+fn who_is_in_no_group_commits_nothing() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "alone", 1), topic(&*log, "alone-out", 1));
+    fill(&*log, &from, 1, 10);
+    let group = fresh("g");
+    // It never polls, so it never joins.
+    let mut lane = Lane::open(&*log, &spec(&group, &fresh("t"), &from, &to)).unwrap();
+    let payload = Record::new(None, Some(b"zombie")).payload();
+    let placement = Placement::Exactly(0);
+    lane.session.emit(&Emit { topic: &to, placement, timestamp: 1, payload: &payload }).unwrap();
+    lane.ledger.advance(&TopicPartition::new(&from, 0), 5);
+    let refused = lane.commit().unwrap_err();
+    assert!(refused.to_string().contains("in no group"), "{refused}");
+    drop(lane);
+    let group: ConsumerGroup = group.parse().unwrap();
+    assert_eq!(log.offsets().committed(&group).unwrap(), BTreeMap::new());
+    assert_eq!(read_all(&*log, &to), Vec::new());
+}
+
 #[test]
 fn a_second_owner_of_a_slot_fences_the_first() {
     let log = plain().log();
@@ -319,8 +341,8 @@ fn outputs_are_checked_and_placed() {
     let to: TopicName = fresh("check-out").parse().unwrap();
     let small = TopicConfig { partitions: 3, max_record_bytes: 2000, ..TopicConfig::compacted() };
     log.topics().create(&to, &small).unwrap();
-    fill(&*log, &from, 1, 1);
     let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.at_end.len() == 1).unwrap();
     let mut emit = |record: Record, placement| {
         let payload = record.payload();
         lane.session.emit(&Emit { topic: &to, placement, timestamp: 1, payload: &payload })

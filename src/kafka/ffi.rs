@@ -20,7 +20,7 @@ pub(super) use self::calls::{
     cached_watermarks, commit, describe_topic, events, flush, set_login, set_token,
 };
 pub(super) use self::configs::{Settings, topic_settings};
-pub(super) use self::group::members;
+pub(super) use self::group::{is_member, members};
 use crate::core::record::{Header, Headers, Offset, TimestampMs};
 
 /// A librdkafka client, borrowed for the time of a call.

@@ -126,6 +126,7 @@ impl Others {
         let mut found = 0;
         wait_for("the reader", || {
             found += self.reader.fetch(Duration::from_millis(200)).map_or(0, |records| records.len());
+            assert!(found <= 100, "{found} of 100 records");
             (found == 100).then_some(())
         });
         self.write("after");

@@ -29,6 +29,23 @@ pub(in crate::kafka) fn members(client: Client, group: &str, wait: Duration) -> 
     }
 }
 
+/// Whether a consumer is in its group: it has a member id and a generation. Offsets that come without both a broker takes
+/// from anybody, whoever owns the partitions now.
+pub(in crate::kafka) fn is_member(client: Client) -> bool {
+    // SAFETY: the client is alive; the metadata is destroyed here, and its texts live as long.
+    unsafe {
+        let metadata = rd::rd_kafka_consumer_group_metadata(client);
+        if metadata.is_null() {
+            return false;
+        }
+        let generation = rd::rd_kafka_consumer_group_metadata_generation_id(metadata);
+        let member = rd::rd_kafka_consumer_group_metadata_member_id(metadata);
+        let is_member = generation >= 0 && !member.is_null() && !CStr::from_ptr(member).is_empty();
+        rd::rd_kafka_consumer_group_metadata_destroy(metadata);
+        is_member
+    }
+}
+
 /// # Safety
 /// `event` is null or a living event.
 unsafe fn read(event: *mut rd::rd_kafka_event_t) -> Result<Vec<String>, Code> {

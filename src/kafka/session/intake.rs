@@ -86,8 +86,11 @@ impl Intake {
         self.consumer.client().native_ptr()
     }
 
+    /// By what a broker knows a member of the present generation; `None` for one that it put out of the group. That one
+    /// is not let in again before the lane has let go, so the second look sees what the first one took.
     pub(super) fn group_metadata(&self) -> Option<ConsumerGroupMetadata> {
-        self.consumer.group_metadata()
+        let metadata = self.consumer.group_metadata();
+        metadata.filter(|_| ffi::is_member(self.client()))
     }
 
     pub(super) fn owned(&self) -> impl Iterator<Item = &TopicPartition> {
