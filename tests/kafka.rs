@@ -334,6 +334,25 @@ fn at_least_once_needs_no_transaction() {
     assert_eq!(log.topics().extents(&to).unwrap()[0], Extent { first: 0, end: 2500 });
 }
 
+/// It is full before any batch is, and no batch is old enough to leave.
+#[test]
+fn a_buffer_smaller_than_a_batch_does_not_stop_a_lane() {
+    let config = plain().config();
+    let linger = config.timing.transaction.saturating_sub(Duration::from_millis(100));
+    assert!(linger > config.timing.commit_budget(), "the lane would give up first");
+    let small = [
+        ("queue.buffering.max.messages".to_owned(), "100".to_owned()),
+        ("linger.ms".to_owned(), linger.as_millis().to_string()),
+    ];
+    let log = KafkaLog::connect(config.with_extra(small.into()).unwrap()).unwrap();
+    let (from, to) = (topic(&*log, "buffer", 2), topic(&*log, "buffer-out", 2));
+    fill(&*plain().log(), &from, 2, 2000);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 2000 && lane.at_end.len() == 2).unwrap();
+    drop(lane);
+    oracle::assert_copied(plain(), &from, &to);
+}
+
 #[test]
 fn outputs_are_checked_and_placed() {
     let log = plain().log();

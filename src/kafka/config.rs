@@ -136,6 +136,17 @@ pub struct BadKafkaConfig {
     pub problems: Vec<String>,
 }
 
+/// When a producer's batches leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Batching {
+    /// Soon: somebody waits for each record.
+    Prompt,
+    /// Once they are full: nobody sees a record before the commit, which sends what is left. A batch that may leave and
+    /// cannot, because the one before it is under way, has librdkafka's thread spin; half a megabyte is large enough to
+    /// be cheap for the broker, and small enough for most of a transaction to be on its way before its end.
+    Transaction,
+}
+
 /// How long a producer waits before it repeats a request.
 const RETRY_BACKOFF: Duration = Duration::from_millis(250);
 
@@ -247,10 +258,13 @@ impl KafkaConfig {
     }
 
     /// An idempotent producer, the base of the transactional one.
-    pub(super) fn producer(&self) -> Result<ClientConfig, LogError> {
+    pub(super) fn producer(&self, batching: Batching) -> Result<ClientConfig, LogError> {
         let mut client = self.client()?;
         client.set("enable.idempotence", "true");
-        client.set("linger.ms", "5");
+        match batching {
+            Batching::Prompt => client.set("linger.ms", "5"),
+            Batching::Transaction => client.set("linger.ms", "100").set("batch.size", "524288"),
+        };
         // A request is never repeated sooner than 80 % of this: see `was_asked_twice`.
         client.set("retry.backoff.ms", millis(RETRY_BACKOFF));
         client.set("message.max.bytes", "67108864");

@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseProducer, Producer};
 use tracing::{info, warn};
 
 use super::admin::Admin;
-use super::config::KafkaConfig;
+use super::config::{Batching, KafkaConfig};
 use super::context::{Context, Versions};
 use super::{error, writer};
 use crate::ports::{Capabilities, LogError, TopicConfig};
@@ -91,7 +91,7 @@ pub(super) fn reach(admin: &Admin) -> Result<usize, LogError> {
 /// Why there are none: only when the broker says so itself. A time-out or a missing permission is no such
 /// word, and the lanes that need them will hear of it. And which release's protocol the brokers speak.
 fn transactions(config: &KafkaConfig) -> Result<(Option<String>, Option<String>), LogError> {
-    let mut client = config.producer()?;
+    let mut client = config.producer(Batching::Prompt)?;
     client.set("transactional.id", PROBE_ID);
     client.set("transaction.timeout.ms", config.timing.transaction.as_millis().to_string());
     // Only so does librdkafka tell what brokers take.

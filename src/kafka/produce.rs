@@ -13,7 +13,7 @@ use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
 use super::auth::Rotation;
-use super::config::KafkaConfig;
+use super::config::{Batching, KafkaConfig};
 use super::context::Context;
 use super::{error, ffi, topics};
 use crate::core::names::TopicName;
@@ -78,7 +78,7 @@ impl Sender {
         let inner = Context::new(config.sasl.clone(), config.assignor);
         let context = Collector { inner, delivered: Mutex::default() };
         let producer: BaseProducer<Collector> = config
-            .producer()?
+            .producer(Batching::Prompt)?
             .create_with_context(context)
             .map_err(|e| error::from_kafka(&e, "cannot make a producer"))?;
         // Questions come before the first poll, which would ask for the token.

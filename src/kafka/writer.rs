@@ -7,7 +7,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseProducer, Producer};
 
 use super::auth::Rotation;
-use super::config::{KafkaConfig, was_asked_twice};
+use super::config::{Batching, KafkaConfig, was_asked_twice};
 use super::context::Context;
 use super::ffi::{self, Topic};
 use super::{error, topics};
@@ -90,7 +90,7 @@ impl Writer {
     fn renew(&mut self) -> Result<(), LogError> {
         self.drop_client();
         self.rotation = Rotation::new(&self.config);
-        let mut client = self.config.producer()?;
+        let mut client = self.config.producer(Batching::Prompt)?;
         if self.has_transactions {
             client.set("transactional.id", &self.id);
             client.set("transaction.timeout.ms", TIMEOUT.as_millis().to_string());

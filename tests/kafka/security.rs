@@ -89,6 +89,18 @@ impl std::io::Write for Lines {
     }
 }
 
+impl Drop for Lines {
+    /// A failure that comes once in fifty times is to say what led to it.
+    fn drop(&mut self) {
+        const MOST: usize = 400;
+        if std::thread::panicking() && Arc::strong_count(&self.0) == 1 {
+            let said = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
+            let lines: Vec<_> = said.lines().filter(|line| line.contains("kafka")).collect();
+            eprintln!("{}", lines[lines.len().saturating_sub(MOST)..].join("\n"));
+        }
+    }
+}
+
 /// Every client that a log has besides those of lanes, each with a connection of its own.
 struct Others {
     topic: TopicName,
@@ -124,11 +136,13 @@ impl Others {
     fn go_on(&mut self, log: &KafkaLog, read: &TopicName) {
         fill(log, read, 1, 100);
         let mut found = 0;
-        wait_for("the reader", || {
-            found += self.reader.fetch(Duration::from_millis(200)).map_or(0, |records| records.len());
-            assert!(found <= 100, "{found} of 100 records");
-            (found == 100).then_some(())
-        });
+        let deadline = Instant::now() + LONG;
+        while found < 100 {
+            let fetched = self.reader.fetch(Duration::from_millis(200));
+            found += fetched.as_ref().map_or(0, Vec::len);
+            assert!(Instant::now() < deadline, "the reader has {found} of 100 records, and then {fetched:?}");
+        }
+        assert_eq!(found, 100);
         self.write("after");
         assert!(log.topics().describe(&self.topic).unwrap().is_some());
         log.topics().create(&fresh("new").parse().unwrap(), &TopicConfig::default()).unwrap();

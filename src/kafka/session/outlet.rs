@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use crate::core::names::TopicName;
 use crate::core::record::Payload;
-use crate::kafka::config::{KafkaConfig, Timing, was_asked_twice};
+use crate::kafka::config::{Batching, KafkaConfig, Timing, was_asked_twice};
 use crate::kafka::context::Context;
 use crate::kafka::error;
 use crate::kafka::ffi::{self, Topic};
@@ -49,6 +49,8 @@ const FULL: Duration = Duration::from_micros(200);
 /// markers, and until then refuses partitions to the next transaction; librdkafka asks again only 20 ms later, and does not
 /// send a record before.
 const SETTLE: Duration = Duration::from_millis(3);
+/// How long batches that are not full are let go, when there is no room for more.
+const KICK: Duration = Duration::from_millis(1);
 /// How long failed deliveries may wait for a look while the rest is still under way.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -88,12 +90,14 @@ impl Outlet {
         }
         self.producer = None;
         self.open_since = None;
-        let mut client = self.config.producer()?;
+        let batching = if self.transactional_id.is_some() { Batching::Transaction } else { Batching::Prompt };
+        let mut client = self.config.producer(batching)?;
         // Failures alone are reported: a report for each record would cost more than the record.
         client.set("delivery.report.only.error", "true");
         // A batch must fit every topic, even when each of its records does.
         let smallest = self.targets.iter().filter_map(|target| target.shape.max_bytes()).min();
-        client.set("batch.size", smallest.unwrap_or(1_000_000).min(1_000_000).to_string());
+        let wanted = client.get("batch.size").and_then(|size| size.parse().ok()).unwrap_or(1_000_000);
+        client.set("batch.size", smallest.unwrap_or(wanted).min(wanted).to_string());
         if let Some(id) = &self.transactional_id {
             client.set("transactional.id", id);
             client.set("transaction.timeout.ms", self.timing().transaction.as_millis().to_string());
@@ -204,17 +208,21 @@ impl Outlet {
     /// Waits while the client's buffer is full, within the commit budget.
     fn hand_over(&self, handle: &Topic, out: &ffi::Out<'_>) -> Result<(), Code> {
         let Some(producer) = &self.producer else { return Err(Code::State) };
-        let mut deadline = None;
+        let mut since = None;
         loop {
             match ffi::produce(producer.client().native_ptr(), handle, out) {
                 Err(Code::QueueFull) => {
-                    let deadline =
-                        *deadline.get_or_insert_with(|| Instant::now() + self.timing().commit_budget());
-                    if Instant::now() > deadline {
+                    let waited = since.get_or_insert_with(Instant::now).elapsed();
+                    if waited > self.timing().commit_budget() {
                         return Err(Code::QueueFull);
                     }
                     serve(producer);
-                    thread::sleep(FULL);
+                    if waited < LOOK {
+                        thread::sleep(FULL);
+                    } else {
+                        // No batch is full, and all of them wait for more: there are many partitions, or the buffer is small.
+                        ffi::flush(producer.client().native_ptr(), KICK);
+                    }
                 }
                 done => return done,
             }
