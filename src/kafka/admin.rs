@@ -14,7 +14,7 @@ use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 use super::auth::Rotation;
 use super::config::KafkaConfig;
 use super::context::Context;
-use super::{error, topics};
+use super::{error, ffi, topics};
 use crate::core::names::TopicName;
 use crate::core::record::{Offset, TimestampMs};
 use crate::ports::{Extent, LogError, TopicAdmin, TopicConfig, TopicInfo};
@@ -45,7 +45,7 @@ pub(super) struct Clients {
 impl Clients {
     fn make(config: &KafkaConfig) -> Result<Self, LogError> {
         let what = "cannot make the administrator's client";
-        let context = || Context::new(config.sasl.clone(), config.assignor);
+        let context = || Context::new(config);
         let administrator =
             config.client()?.create_with_context(context()).map_err(|e| error::from_kafka(&e, what))?;
         let asker =
@@ -78,11 +78,16 @@ impl Admin {
     pub(super) fn clients(&self) -> Result<Arc<Clients>, LogError> {
         let mut kept = self.kept.lock();
         let Kept { clients, rotation } = &mut *kept;
-        if rotation.look([clients.client().native_ptr(), clients.administrator.inner().native_ptr()]) {
+        for _ in 0..=ffi::events(clients.asker.client().native_ptr()) {
+            clients.asker.poll(Duration::ZERO);
+        }
+        // The administrator's own thread drops what its client says; it is no better off than the other.
+        let are_lost = clients.asker.context().was_stranded(Duration::ZERO);
+        let natives = [clients.client().native_ptr(), clients.administrator.inner().native_ptr()];
+        if rotation.look(natives) || are_lost {
             let fresh = Rotation::new(&self.config);
             (*clients, *rotation) = (Arc::new(Clients::make(&self.config)?), fresh);
         }
-        while let Some(_served) = clients.asker.poll(Duration::ZERO) {}
         Ok(clients.clone())
     }
 

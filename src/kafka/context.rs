@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rdkafka::client::OAuthToken;
@@ -19,7 +20,12 @@ use rdkafka::{ClientContext, Message, TopicPartitionList};
 use tracing::{debug, info, warn};
 
 use super::auth::Credentials;
-use super::config::Assignor;
+use super::config::{Assignor, KafkaConfig};
+use super::ffi;
+
+/// How long after all brokers were said to be down the client is given new ones. Its own attempts come sooner, each with
+/// such a word if it fails.
+const STRANDED: Duration = Duration::from_secs(5);
 
 /// A change of ownership that waits for its answer.
 #[derive(Debug)]
@@ -39,8 +45,11 @@ pub(super) struct Undelivered {
 /// The context of every client here.
 #[derive(Debug)]
 pub(super) struct Context {
+    bootstrap_servers: String,
     credentials: Option<Credentials>,
     assignor: Assignor,
+    /// When every broker was last said to be down.
+    all_down: Mutex<Option<Instant>>,
     rebalances: Mutex<VecDeque<Rebalance>>,
     undelivered: Mutex<Option<Undelivered>>,
     last_error: Mutex<Option<(Code, String)>>,
@@ -55,14 +64,16 @@ pub(super) type Versions = BTreeMap<String, BTreeMap<i16, i16>>;
 
 impl Context {
     /// One that collects what brokers say of their versions. Its client needs `debug=feature`.
-    pub(super) fn listening(credentials: Option<Credentials>, assignor: Assignor) -> Self {
-        Self { versions: Some(Mutex::default()), ..Self::new(credentials, assignor) }
+    pub(super) fn listening(config: &KafkaConfig) -> Self {
+        Self { versions: Some(Mutex::default()), ..Self::new(config) }
     }
 
-    pub(super) fn new(credentials: Option<Credentials>, assignor: Assignor) -> Self {
+    pub(super) fn new(config: &KafkaConfig) -> Self {
         Self {
-            credentials,
-            assignor,
+            bootstrap_servers: config.bootstrap_servers.join(","),
+            credentials: config.sasl.clone(),
+            assignor: config.assignor,
+            all_down: Mutex::default(),
             rebalances: Mutex::default(),
             undelivered: Mutex::default(),
             last_error: Mutex::default(),
@@ -106,6 +117,22 @@ impl Context {
         self.last_error.lock().take()
     }
 
+    /// Gives a client that may have lost sight of its cluster for good the bootstrap servers again. A broker that is
+    /// stopping may answer that there is no broker; librdkafka then forgets all it knew, and never asks anybody again
+    /// (<https://github.com/confluentinc/librdkafka/issues/5301>). Before that it says that all are down. In an ordinary outage it
+    /// says so again and again; only once it has been silent for `STRANDED` it is back, or lost.
+    pub(super) fn rescue(&self, client: ffi::Client) {
+        if self.was_stranded(STRANDED) {
+            ffi::add_brokers(client, &self.bootstrap_servers);
+        }
+    }
+
+    /// Whether all brokers were said to be down, and nothing since for so long. It is forgotten then.
+    pub(super) fn was_stranded(&self, silence: Duration) -> bool {
+        let mut all_down = self.all_down.lock();
+        all_down.take_if(|at| at.elapsed() >= silence).is_some()
+    }
+
     /// From now on rebalances are answered at once: nobody will commit any more.
     pub(super) fn close(&self) {
         self.closing.store(true, Ordering::Relaxed);
@@ -145,6 +172,9 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let Some(code) = super::error::code(&error) else { return };
+        if code == Code::AllBrokersDown {
+            *self.all_down.lock() = Some(Instant::now());
+        }
         match code {
             Code::BrokerTransportFailure
             | Code::OperationTimedOut

@@ -17,7 +17,7 @@ use rdkafka::bindings as rd;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 pub(super) use self::calls::{
-    cached_watermarks, commit, describe_topic, events, flush, set_login, set_token,
+    add_brokers, cached_watermarks, commit, describe_topic, events, flush, set_login, set_token,
 };
 pub(super) use self::configs::{Settings, topic_settings};
 pub(super) use self::group::{is_member, members};

@@ -25,7 +25,7 @@ impl Admin {
         client.set("group.id", group.as_str());
         // What is committed so far, also while a transaction is under way: the answer would else wait for its end.
         client.set("isolation.level", "read_uncommitted");
-        let context = Context::new(self.config.sasl.clone(), self.config.assignor);
+        let context = Context::new(&self.config);
         context.close();
         let consumer: BaseConsumer<Context> =
             client.create_with_context(context).map_err(|e| error::from_kafka(&e, "cannot make a client"))?;

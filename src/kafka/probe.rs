@@ -96,7 +96,7 @@ fn transactions(config: &KafkaConfig) -> Result<(Option<String>, Option<String>)
     client.set("transaction.timeout.ms", config.timing.transaction.as_millis().to_string());
     // Only so does librdkafka tell what brokers take.
     client.set("debug", "feature").set_log_level(RDKafkaLogLevel::Debug);
-    let context = Context::listening(config.sasl.clone(), config.assignor);
+    let context = Context::listening(config);
     let producer: BaseProducer<Context> =
         client.create_with_context(context).map_err(|e| error::from_kafka(&e, "cannot make a producer"))?;
     let none = match writer::init(&producer, config.timing.commit_budget()) {

@@ -75,7 +75,7 @@ pub(super) struct Sender {
 impl Sender {
     pub(super) fn open(config: &KafkaConfig) -> Result<Self, LogError> {
         let rotation = Rotation::new(config);
-        let inner = Context::new(config.sasl.clone(), config.assignor);
+        let inner = Context::new(config);
         let context = Collector { inner, delivered: Mutex::default() };
         let producer: BaseProducer<Collector> = config
             .producer(Batching::Prompt)?
@@ -115,12 +115,15 @@ impl Sender {
     }
 
     pub(super) fn send(&mut self, records: &[Produce]) -> Result<Vec<Produced>, LogError> {
-        if self.rotation.look([self.producer.client().native_ptr()]) {
-            *self = Self::open(&self.config)?;
-        }
         // It was not polled since it last sent: a token may have become due.
-        for _ in 0..=ffi::events(self.producer.client().native_ptr()) {
+        let client = self.producer.client().native_ptr();
+        for _ in 0..=ffi::events(client) {
             self.producer.poll(Duration::ZERO);
+        }
+        // What it said is old: it is served only when something is sent.
+        let is_lost = self.producer.context().inner.was_stranded(Duration::ZERO);
+        if self.rotation.look([client]) || is_lost {
+            *self = Self::open(&self.config)?;
         }
         let places = records.iter().map(|produce| self.place(produce)).collect::<Result<Vec<_>, _>>()?;
         self.producer.context().delivered.lock().clear();

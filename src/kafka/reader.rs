@@ -10,7 +10,7 @@ use super::auth::Rotation;
 use super::config::KafkaConfig;
 use super::context::Context;
 use super::ffi::{DataQueue, Message, Topic};
-use super::{error, topics};
+use super::{error, ffi, topics};
 use crate::core::names::TopicName;
 use crate::core::record::{Offset, Record};
 use crate::ports::{Fetched, LogError, ReadFrom, Reader};
@@ -75,7 +75,7 @@ impl TopicReader {
     /// A reader of nothing yet.
     fn connect(config: &KafkaConfig, name: &TopicName, patience: Patience) -> Result<Self, LogError> {
         let rotation = Rotation::new(config);
-        let context = Context::new(config.sasl.clone(), config.assignor);
+        let context = Context::new(config);
         let mut client = config.consumer()?;
         if patience == Patience::OneLook {
             client.set("fetch.wait.max.ms", ONE_LOOK_MS);
@@ -123,7 +123,12 @@ impl TopicReader {
         if self.rotation.look_now_and_then([self.consumer.client().native_ptr()]) {
             self.renew()?;
         }
-        while let Some(_served) = self.consumer.poll(Duration::ZERO) {}
+        let client = self.consumer.client().native_ptr();
+        // One call serves one event.
+        for _ in 0..=ffi::events(client) {
+            self.consumer.poll(Duration::ZERO);
+        }
+        self.consumer.context().rescue(client);
         Ok(())
     }
 

@@ -47,9 +47,11 @@ pub(super) fn init(producer: &BaseProducer<Context>, within: Duration) -> Result
 
 /// Serves every event that waits: a poll of rust-rdkafka takes one, and log lines are events too.
 pub(super) fn serve(producer: &BaseProducer<Context>) {
-    for _ in 0..=ffi::events(producer.client().native_ptr()) {
+    let client = producer.client().native_ptr();
+    for _ in 0..=ffi::events(client) {
         producer.poll(Duration::ZERO);
     }
+    producer.context().rescue(client);
 }
 
 /// Fields are dropped in their order: the topic before its client.
@@ -99,7 +101,7 @@ impl Writer {
         client.set("message.timeout.ms", TIMEOUT.as_millis().to_string());
         client.set("linger.ms", "0");
         client.set("delivery.report.only.error", "true");
-        let context = Context::new(self.config.sasl.clone(), self.config.assignor);
+        let context = Context::new(&self.config);
         let producer: BaseProducer<Context> =
             client.create_with_context(context).map_err(|e| error::from_kafka(&e, "cannot make a writer"))?;
         if self.has_transactions {

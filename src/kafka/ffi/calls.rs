@@ -40,7 +40,7 @@ pub(in crate::kafka) fn commit(
     }
 }
 
-/// How many events wait to be polled by a producer.
+/// How many events wait to be polled, by a producer or by a consumer without a group.
 pub(in crate::kafka) fn events(client: Client) -> usize {
     // SAFETY: the client is alive; the reference to its queue is given back.
     unsafe {
@@ -49,6 +49,13 @@ pub(in crate::kafka) fn events(client: Client) -> usize {
         rd::rd_kafka_queue_destroy(queue);
         length
     }
+}
+
+/// Adds brokers to find the cluster by; those that the client knows already stay.
+pub(in crate::kafka) fn add_brokers(client: Client, servers: &str) {
+    let Ok(servers) = CString::new(servers) else { return };
+    // SAFETY: the client is alive, the text is copied.
+    unsafe { rd::rd_kafka_brokers_add(client, servers.as_ptr()) };
 }
 
 /// Sends what lingers and waits until all of it has arrived or failed, at most so long; failures still have to

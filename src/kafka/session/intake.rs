@@ -61,7 +61,7 @@ impl Intake {
         if config.static_membership {
             client.set("group.instance.id", &spec.transactional_id);
         }
-        let context = Context::new(config.sasl.clone(), config.assignor);
+        let context = Context::new(config);
         let consumer: BaseConsumer<Context> = client
             .create_with_context(context)
             .map_err(|e| error::from_kafka(&e, "cannot make the lane's consumer"))?;
@@ -130,6 +130,7 @@ impl Intake {
             ));
             return Some(Event::Stuck { partition, error });
         }
+        self.consumer.context().rescue(self.client());
         match self.consumer.poll(Duration::ZERO) {
             None => {}
             // Partitions are forwarded to our own queue before they are assigned.

@@ -102,7 +102,7 @@ impl Outlet {
             client.set("transactional.id", id);
             client.set("transaction.timeout.ms", self.timing().transaction.as_millis().to_string());
         }
-        let context = Context::new(self.config.sasl.clone(), self.config.assignor);
+        let context = Context::new(&self.config);
         let producer: BaseProducer<Context> = client
             .create_with_context(context)
             .map_err(|e| error::from_kafka(&e, "cannot make the lane's producer"))?;
