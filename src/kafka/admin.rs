@@ -48,8 +48,12 @@ impl Clients {
         let context = || Context::new(config);
         let administrator =
             config.client()?.create_with_context(context()).map_err(|e| error::from_kafka(&e, what))?;
-        let asker =
+        let asker: BaseConsumer<Context> =
             config.consumer()?.create_with_context(context()).map_err(|e| error::from_kafka(&e, what))?;
+        // Questions come before the first poll, which would ask for the token.
+        if let Some(sasl) = &config.sasl {
+            sasl.hand_token(asker.client().native_ptr())?;
+        }
         Ok(Self { administrator, asker })
     }
 
