@@ -19,8 +19,7 @@ const FORMAT: &str = "coproc-log 1\n";
 #[derive(Debug)]
 pub struct Home {
     dir: PathBuf,
-    // Held, never read: closing it gives up the lock.
-    _lock: File,
+    lock: File,
     acknowledged: File,
 }
 
@@ -38,7 +37,7 @@ impl Home {
             .mode(0o600)
             .open(dir.join("acknowledged"))
             .map_err(|error| unusable(dir, &error))?;
-        Ok(Self { dir: dir.to_owned(), _lock: lock, acknowledged })
+        Ok(Self { dir: dir.to_owned(), lock, acknowledged })
     }
 
     /// Whether there is a store in the directory, as far as can be seen without taking it. What cannot be looked at
@@ -85,6 +84,16 @@ impl Home {
     pub fn seal(&self, commit: u64) -> std::io::Result<()> {
         self.acknowledge(commit)?;
         self.acknowledged.sync_data()
+    }
+}
+
+impl Drop for Home {
+    /// By name, not by closing the file: a child that this process is just starting has the file open too, until it becomes
+    /// its own program.
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::debug!(dir = %self.dir.display(), %error, "the lock goes with the file");
+        }
     }
 }
 
@@ -190,6 +199,17 @@ mod tests {
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
         drop(home);
         Home::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_child_that_is_being_started_does_not_keep_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::take(dir.path()).unwrap();
+        // What a fork does with it.
+        let inherited = home.lock.try_clone().unwrap();
+        drop(home);
+        Home::take(dir.path()).unwrap();
+        drop(inherited);
     }
 
     #[test]
