@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use coproc::core::deployment::StartOffset;
+use coproc::core::ledger::TopicPartition;
 use coproc::core::names::TopicName;
 use coproc::core::record::Batch;
 use coproc::kafka::{Assignor, KafkaConfig, KafkaLog};
@@ -24,7 +25,7 @@ use coproc::ports::{Event, Log, LogError};
 
 use self::cluster::{Cluster, fill, fresh, plain, short, topic};
 use self::lane::{Lane, spec};
-use self::proxy::Proxy;
+use self::proxy::{Lie, Proxy};
 
 const LONG: Duration = Duration::from_secs(90);
 
@@ -186,5 +187,96 @@ fn a_late_commit_of_an_earlier_transaction_does_no_harm() {
 
     // The rule on.
     let (from, to) = delayed_commit(&cluster, &proxy);
+    oracle::assert_copied(&cluster, &from, &to);
+}
+
+/// Whether brokers that said that there are none cut the connections too.
+#[derive(Clone, Copy, PartialEq)]
+enum Cut {
+    Yes,
+    No,
+}
+
+/// A lane whose brokers said that there are none, and then are back. It has something to do only after a rest.
+fn denied(cluster: &Cluster, proxy: &Proxy, cut: Cut, rest: Duration) {
+    let mut config = KafkaConfig::plain([format!("127.0.0.1:{}", proxy.port)]);
+    config.timing = short();
+    config.metadata_refresh = Duration::from_secs(1);
+    let log = KafkaLog::connect(config.clone()).unwrap();
+    let (from, to) = (topic(&*log, "denied", 1), topic(&*log, "denied-out", 1));
+    fill(&*log, &from, 1, 100);
+    let spec = spec(&fresh("g"), &fresh("t"), &from, &to);
+    let mut lane = Lane::open(&*log, &spec).unwrap();
+    let partition = TopicPartition::new(&from, 0);
+    let is_done_with = |lane: &Lane, records| {
+        lane.ledger.committed(&partition).is_some_and(|next| next >= records) && !lane.ledger.is_dirty()
+    };
+    let run_for = |lane: &mut Lane, time| {
+        let began = Instant::now();
+        while began.elapsed() < time {
+            lane.step().unwrap();
+        }
+    };
+    lane.run(LONG, |lane| is_done_with(lane, 100)).unwrap();
+    proxy.tell(Lie::NoBrokers);
+    // Long enough for each client to ask, and to be told.
+    run_for(&mut lane, Duration::from_secs(5));
+    let denied = proxy.denied();
+    assert!(denied.contains(&spec.transactional_id) && denied.len() >= 3, "{denied:?}");
+    if cut == Cut::Yes {
+        proxy.cut();
+    }
+    proxy.tell(Lie::None);
+    run_for(&mut lane, rest);
+    let began = Instant::now();
+    let other = KafkaLog::connect(config).unwrap();
+    fill(&*other, &from, 1, 100);
+    lane.run(LONG, |lane| is_done_with(lane, 200)).unwrap();
+    println!("after {rest:?} the lane went on within {:?}, with {} rewinds", began.elapsed(), lane.rewinds);
+    // The clients of the log itself.
+    fill(&*log, &from, 1, 100);
+    lane.run(LONG, |lane| is_done_with(lane, 300)).unwrap();
+    drop(lane);
+    assert_eq!(log.offsets().committed(&spec.group).unwrap().len(), 1);
+    oracle::assert_copied(cluster, &from, &to);
+}
+
+/// A broker that is stopping may answer so; librdkafka then forgets every broker and asks nobody any more
+/// (<https://github.com/confluentinc/librdkafka/issues/5301>).
+#[test]
+fn clients_that_were_told_of_no_brokers_find_them_again() {
+    let proxy = Proxy::start();
+    let cluster = Cluster::start("denied", &["--proxy", &proxy.port.to_string()]);
+    denied(&cluster, &proxy, Cut::Yes, Duration::ZERO);
+    denied(&cluster, &proxy, Cut::No, Duration::from_secs(8));
+}
+
+/// librdkafka waits longer than it is told to for a coordinator that does not take offsets, in some cases for good
+/// (<https://github.com/confluentinc/librdkafka/issues/5456>): the lane must not.
+#[test]
+fn offsets_that_nobody_takes_hold_a_lane_up_no_longer_than_a_commit_may() {
+    let proxy = Proxy::start();
+    let cluster = Cluster::start("unanswered", &["--proxy", &proxy.port.to_string()]);
+    let mut config = KafkaConfig::plain([format!("127.0.0.1:{}", proxy.port)]);
+    config.timing = short();
+    let budget = config.timing.commit_budget();
+    let log = KafkaLog::connect(config).unwrap();
+    let (from, to) = (topic(&*log, "unanswered", 1), topic(&*log, "unanswered-out", 1));
+    fill(&*log, &from, 1, 200);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.commit_interval = LONG;
+    lane.run(LONG, |lane| lane.copied == 200).unwrap();
+    proxy.tell(Lie::NoOffsets);
+    let began = Instant::now();
+    let error = lane.session.ack_commit(&lane.ledger).unwrap_err();
+    let took = began.elapsed();
+    println!("given up after {took:?} of {budget:?}");
+    // The client itself comes back with another text, and later.
+    assert!(error.to_string().contains("did not take the offsets in time"), "{error}");
+    proxy.tell(Lie::None);
+    lane.rewind(&error).unwrap();
+    lane.run(LONG, |lane| lane.copied >= 400 && lane.at_end.len() == 1).unwrap();
+    lane.commit().unwrap();
+    drop(lane);
     oracle::assert_copied(&cluster, &from, &to);
 }

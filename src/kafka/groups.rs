@@ -39,8 +39,11 @@ impl Admin {
     fn client_ids(&self, group: &ConsumerGroup) -> Result<Vec<String>, LogError> {
         let clients = self.clients()?;
         let client = clients.administrator(&self.config)?.inner().native_ptr();
-        ffi::members(client, group.as_str(), self.wait())
-            .map_err(|code| error::from_code(code, &format!("cannot look at group {group}")))
+        let what = format!("cannot look at group {group}");
+        self.while_coordinator_wakes(|| {
+            ffi::members(client, group.as_str(), self.wait())
+                .map_err(|code| (Some(code), error::from_code(code, &what)))
+        })
     }
 
     /// Whether somebody reads with the group who is no lane of this deployment: the client ids of its lanes are their
@@ -65,14 +68,14 @@ impl Admin {
     }
 
     /// Asks again while the group's coordinator is being found or reads its log, as it does for a moment after a start.
-    fn while_coordinator_wakes(
+    fn while_coordinator_wakes<T>(
         &self,
-        ask: impl Fn() -> Result<(), (Option<Code>, LogError)>,
-    ) -> Result<(), LogError> {
+        ask: impl Fn() -> Result<T, (Option<Code>, LogError)>,
+    ) -> Result<T, LogError> {
         let deadline = Instant::now() + self.wait();
         loop {
             let (code, error) = match ask() {
-                Ok(()) => return Ok(()),
+                Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
             };
             let is_waking = matches!(

@@ -139,7 +139,7 @@ impl Session {
                 let group = intake
                     .group_metadata()
                     .ok_or_else(|| LogError::Unavailable("the lane is in no group".to_owned()))?;
-                self.outlet.commit(&list, &group)
+                self.outlet.commit(list, group)
             }
             Mode::AtLeastOnce => self
                 .outlet

@@ -4,6 +4,8 @@
 //! request to end a transaction on its own, and a late twin of it could end the next one instead. A tainted
 //! producer is dropped and made anew, which raises its epoch, so that the broker turns the twin away.
 
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,7 +34,7 @@ struct Target {
 /// The producer and its topics. Topic handles are dropped before the producer.
 pub(super) struct Outlet {
     targets: Vec<Target>,
-    producer: Option<BaseProducer<Context>>,
+    producer: Option<Arc<BaseProducer<Context>>>,
     config: KafkaConfig,
     /// `None` under at-least-once.
     transactional_id: Option<String>,
@@ -51,6 +53,8 @@ const FULL: Duration = Duration::from_micros(200);
 const SETTLE: Duration = Duration::from_millis(3);
 /// How long batches that are not full are let go, when there is no room for more.
 const KICK: Duration = Duration::from_millis(1);
+/// How often a lane looks after its client while it waits for its offsets.
+const LOOK_IN: Duration = Duration::from_millis(100);
 /// How long failed deliveries may wait for a look while the rest is still under way.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -112,7 +116,7 @@ impl Outlet {
         if self.transactional_id.is_some() {
             init(&producer, self.timing().transaction)?;
         }
-        self.producer = Some(producer);
+        self.producer = Some(Arc::new(producer));
         self.tainted = false;
         self.refresh()
     }
@@ -131,7 +135,7 @@ impl Outlet {
         Ok(())
     }
 
-    fn producer(&self) -> Result<&BaseProducer<Context>, LogError> {
+    fn producer(&self) -> Result<&Arc<BaseProducer<Context>>, LogError> {
         self.producer.as_ref().ok_or_else(|| LogError::Uncertain("the producer is gone: rewind".to_owned()))
     }
 
@@ -272,16 +276,15 @@ impl Outlet {
     /// Commits what was emitted together with these offsets.
     pub(super) fn commit(
         &mut self,
-        offsets: &TopicPartitionList,
-        group: &ConsumerGroupMetadata,
+        offsets: TopicPartitionList,
+        group: ConsumerGroupMetadata,
     ) -> Result<(), LogError> {
         if self.open_since.is_none() {
             self.begin()?;
         }
         self.flush()?;
-        let budget = self.timing().commit_budget();
         if offsets.count() > 0 {
-            self.send_offsets(offsets, group, budget)?;
+            self.send_offsets(offsets, group)?;
         }
         fail::fail_point!("kafka-after-offsets");
         fail::fail_point!("kafka-abort", |_| Err(LogError::Unavailable("a fail point".to_owned())));
@@ -307,22 +310,43 @@ impl Outlet {
         }
     }
 
+    /// librdkafka does not keep to the time that it is given here, and where the coordinator has left the cluster it waits
+    /// for good (<https://github.com/confluentinc/librdkafka/issues/5456> and `5511`). So the call is made beside the
+    /// lane, which leaves it and its producer behind when the time is over: they end with the next broker that comes or
+    /// goes, and can do no harm, as the next producer raises the epoch.
     fn send_offsets(
-        &self,
-        offsets: &TopicPartitionList,
-        group: &ConsumerGroupMetadata,
-        budget: Duration,
+        &mut self,
+        offsets: TopicPartitionList,
+        group: ConsumerGroupMetadata,
     ) -> Result<(), LogError> {
+        let budget = self.timing().commit_budget();
+        let producer = Arc::clone(self.producer()?);
+        let (tell, told) = sync_channel(1);
+        let call = {
+            let producer = Arc::clone(&producer);
+            move || {
+                let sent = sent(&producer, &offsets, &group, budget);
+                // The last one is dropped on the lane's thread.
+                drop(producer);
+                let _ = tell.send(sent);
+            }
+        };
+        let started = thread::Builder::new().name("offsets".to_owned()).spawn(call);
+        started.map_err(|e| LogError::Unavailable(format!("no thread to commit offsets: {e}")))?;
         let deadline = Instant::now() + budget;
         loop {
-            match self.producer()?.send_offsets_to_transaction(offsets, group, budget) {
-                Ok(()) => return Ok(()),
-                Err(KafkaError::Transaction(e)) if e.is_retriable() && Instant::now() < deadline => {
-                    thread::sleep(Duration::from_millis(20));
+            match told.recv_timeout(LOOK_IN) {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => {
+                    return Err(self.failed(&error, "cannot add the offsets to the transaction"));
                 }
-                Err(error) => return Err(self.failed(&error, "cannot add the offsets to the transaction")),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => serve(&producer),
+                Err(_) => break,
             }
         }
+        self.tainted = true;
+        warn!(?budget, "the group's coordinator took no offsets in time: the producer is made anew");
+        Err(LogError::Unavailable("the group's coordinator did not take the offsets in time".to_owned()))
     }
 
     fn commit_failed(&mut self, error: &KafkaError) -> LogError {
@@ -400,6 +424,24 @@ impl Drop for Outlet {
             && let Err(error) = producer.abort_transaction(Duration::from_secs(2))
         {
             debug!(%error, "a transaction was left open: it ends by its time-out or with the slot's next owner");
+        }
+    }
+}
+
+/// Adds offsets to the transaction, again while the client says that it may help.
+fn sent(
+    producer: &BaseProducer<Context>,
+    offsets: &TopicPartitionList,
+    group: &ConsumerGroupMetadata,
+    budget: Duration,
+) -> Result<(), KafkaError> {
+    let deadline = Instant::now() + budget;
+    loop {
+        match producer.send_offsets_to_transaction(offsets, group, budget) {
+            Err(KafkaError::Transaction(e)) if e.is_retriable() && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            done => return done,
         }
     }
 }
