@@ -147,12 +147,17 @@ fn a_rewind_before_the_first_commit_goes_back_to_where_it_started() {
     assert!(oracle::contents(plain(), &to)[&0] == wanted, "each of the 50 records once");
 }
 
+/// The brokers behind the proxy, with short time-outs.
+fn through(proxy: &Proxy) -> KafkaConfig {
+    let mut config = KafkaConfig::plain([format!("127.0.0.1:{}", proxy.port)]);
+    config.timing = short();
+    config
+}
+
 /// KAFKA-17754: the request to commit one transaction is held back, the client asks again and goes on, and
 /// then the first request arrives while the next transaction is open.
 fn delayed_commit(cluster: &Cluster, proxy: &Proxy) -> (TopicName, TopicName) {
-    let mut config = KafkaConfig::plain([format!("127.0.0.1:{}", proxy.port)]);
-    config.timing = short();
-    let log = KafkaLog::connect(config).unwrap();
+    let log = KafkaLog::connect(through(proxy)).unwrap();
     let (from, to) = (topic(&*log, "late", 1), topic(&*log, "late-out", 1));
     fill(&*log, &from, 1, 500);
     let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
@@ -199,8 +204,7 @@ enum Cut {
 
 /// A lane whose brokers said that there are none, and then are back. It has something to do only after a rest.
 fn denied(cluster: &Cluster, proxy: &Proxy, cut: Cut, rest: Duration) {
-    let mut config = KafkaConfig::plain([format!("127.0.0.1:{}", proxy.port)]);
-    config.timing = short();
+    let mut config = through(proxy);
     config.metadata_refresh = Duration::from_secs(1);
     let log = KafkaLog::connect(config.clone()).unwrap();
     let (from, to) = (topic(&*log, "denied", 1), topic(&*log, "denied-out", 1));
@@ -257,8 +261,7 @@ fn clients_that_were_told_of_no_brokers_find_them_again() {
 fn offsets_that_nobody_takes_hold_a_lane_up_no_longer_than_a_commit_may() {
     let proxy = Proxy::start();
     let cluster = Cluster::start("unanswered", &["--proxy", &proxy.port.to_string()]);
-    let mut config = KafkaConfig::plain([format!("127.0.0.1:{}", proxy.port)]);
-    config.timing = short();
+    let config = through(&proxy);
     let budget = config.timing.commit_budget();
     let log = KafkaLog::connect(config).unwrap();
     let (from, to) = (topic(&*log, "unanswered", 1), topic(&*log, "unanswered-out", 1));

@@ -345,7 +345,6 @@ impl Outlet {
             }
         }
         self.tainted = true;
-        warn!(?budget, "the group's coordinator took no offsets in time: the producer is made anew");
         Err(LogError::Unavailable("the group's coordinator did not take the offsets in time".to_owned()))
     }
 
