@@ -2,7 +2,7 @@
 //! a node with a wasm identity in one lane, and Kafka Streams doing the same.
 //!
 //! `cargo bench --features kafka --bench kafka -- [--records N] [--size BYTES] [--rounds N] [--warm-up N] [--only NAME,..]
-//! [--config KEY=VALUE]`, and with `--latency` what a node adds at 10,000 records/s. The first rounds, in which the broker's
+//! [--interval MS] [--commit-records N] [--commit-bytes N] [--config KEY=VALUE]`, and with `--latency` what a node adds at 10,000 records/s. The first rounds, in which the broker's
 //! virtual machine compiles its code, are not counted; each figure is a ratio to the plain loop of its own round, and the
 //! end is the medians.
 //!
@@ -34,12 +34,14 @@ use coproc::core::ledger::{Ledger, TopicPartition};
 use coproc::core::names::TopicName;
 use coproc::core::partitioner::Partitioner;
 use coproc::core::record::Batch;
+use coproc::core::units::{ByteSize, Span};
 use coproc::kafka::{KafkaConfig, KafkaLog};
 use coproc::ports::{Emit, Event, LaneSpec, Log, Placement, TopicConfig};
 use rdkafka::ClientConfig;
 use rdkafka::bindings as rd;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use measure::{Cost, quantile};
 use node::Running;
@@ -49,8 +51,6 @@ use node::Running;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const PARTITIONS: u32 = 8;
-/// The default commit interval; Kafka Streams gets the same.
-const INTERVAL: Duration = Duration::from_millis(100);
 
 struct Options {
     records: usize,
@@ -59,6 +59,12 @@ struct Options {
     warm_up: usize,
     only: Option<String>,
     latency: bool,
+    /// The commit interval of everything that commits.
+    interval: Duration,
+    /// Records after which a node commits early.
+    commit_records: u32,
+    /// Output bytes after which it does.
+    commit_bytes: usize,
     /// librdkafka settings of the node and the session, `KEY=VALUE`.
     config: BTreeMap<String, String>,
 }
@@ -71,6 +77,9 @@ fn options() -> Options {
         warm_up: 2,
         only: None,
         latency: false,
+        interval: BatchPolicy::default().commit_interval.duration(),
+        commit_records: BatchPolicy::default().max_commit_records,
+        commit_bytes: BatchPolicy::default().max_commit_bytes.bytes(),
         config: BTreeMap::new(),
     };
     let mut args = std::env::args().skip(1);
@@ -82,6 +91,9 @@ fn options() -> Options {
             "--rounds" => options.rounds = value().parse().unwrap(),
             "--warm-up" => options.warm_up = value().parse().unwrap(),
             "--only" => options.only = Some(value()),
+            "--interval" => options.interval = Duration::from_millis(value().parse().unwrap()),
+            "--commit-records" => options.commit_records = value().parse().unwrap(),
+            "--commit-bytes" => options.commit_bytes = value().parse().unwrap(),
             "--latency" => options.latency = true,
             "--config" => {
                 let setting = value();
@@ -125,27 +137,43 @@ enum Plain {
     Idempotent,
     /// Idempotent, with timestamps and headers.
     Whole,
+    /// The same in transactions of this length, with the offsets of what was read.
+    Transactional(Duration),
 }
 
 /// As fast as librdkafka copies on one thread.
 fn plain(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, kind: Plain) {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
+        // It is named with the offsets; the consumer never joins it.
+        .set("group.id", to.as_str())
         .set("enable.partition.eof", "false")
         .set("fetch.queue.backoff.ms", "5")
         .set("queued.min.messages", "200000")
         .create()
         .unwrap();
-    let producer: BaseProducer = ClientConfig::new()
+    let mut config = ClientConfig::new();
+    config
         .set("bootstrap.servers", bootstrap)
         .set("enable.idempotence", if kind == Plain::Bare { "false" } else { "true" })
         .set("linger.ms", "5")
         .set("queue.buffering.max.messages", "1000000")
-        .set("delivery.report.only.error", "true")
-        .create()
-        .unwrap();
+        .set("delivery.report.only.error", "true");
+    let mut transactions = match kind {
+        Plain::Transactional(interval) => {
+            // As the lane's producer has them, and for the same reason: batches that are full.
+            config.set("transactional.id", to.as_str()).set("linger.ms", "100").set("batch.size", "524288");
+            Some(Transactions { interval, began: None, ended: Instant::now(), next: BTreeMap::new() })
+        }
+        _ => None,
+    };
+    let producer: BaseProducer = config.create().unwrap();
+    if transactions.is_some() {
+        producer.init_transactions(Duration::from_secs(30)).unwrap();
+    }
     let (reader, writer) = (consumer.client().native_ptr(), producer.client().native_ptr());
-    let (from, to) = (CString::new(from.as_str()).unwrap(), CString::new(to.as_str()).unwrap());
+    let source_name = from.as_str();
+    let (from, to) = (CString::new(source_name).unwrap(), CString::new(to.as_str()).unwrap());
     // SAFETY: everything made here is alive until it is destroyed at the end.
     unsafe {
         let queue = rd::rd_kafka_queue_new(reader);
@@ -161,10 +189,16 @@ fn plain(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, kind
             if count == 0 {
                 std::thread::sleep(Duration::from_micros(100));
             }
+            if let Some(transactions) = &mut transactions {
+                transactions.begin(&producer);
+            }
             for message in &messages[..count as usize] {
                 let m = &**message;
+                if let Some(transactions) = &mut transactions {
+                    transactions.next.insert(m.partition, m.offset + 1);
+                }
                 while !match kind {
-                    Plain::Whole => produce_whole(writer, sink, m),
+                    Plain::Whole | Plain::Transactional(_) => produce_whole(writer, sink, m),
                     Plain::Bare | Plain::Idempotent => produce_bare(sink, m),
                 } {
                     producer.poll(Duration::ZERO);
@@ -172,6 +206,11 @@ fn plain(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, kind
                 }
                 rd::rd_kafka_message_destroy(*message);
                 copied += 1;
+            }
+            if let Some(transactions) = &mut transactions
+                && (transactions.is_due() || copied >= records)
+            {
+                transactions.commit(&producer, &consumer, source_name);
             }
         }
         while producer.in_flight_count() > 0 {
@@ -184,6 +223,47 @@ fn plain(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, kind
         rd::rd_kafka_topic_destroy(source);
         rd::rd_kafka_topic_destroy(sink);
         rd::rd_kafka_queue_destroy(queue);
+    }
+}
+
+/// What the plain loop commits, and when.
+struct Transactions {
+    interval: Duration,
+    began: Option<Instant>,
+    ended: Instant,
+    /// Where to go on, by partition.
+    next: BTreeMap<i32, i64>,
+}
+
+impl Transactions {
+    fn begin(&mut self, producer: &BaseProducer) {
+        if self.began.is_none() {
+            // As in the lane: the broker needs a moment, and librdkafka waits 20 ms if it does not get it.
+            std::thread::sleep(Duration::from_millis(3).saturating_sub(self.ended.elapsed()));
+            producer.begin_transaction().unwrap();
+            self.began = Some(Instant::now());
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.began.is_some_and(|began| began.elapsed() >= self.interval)
+    }
+
+    fn commit(&mut self, producer: &BaseProducer, consumer: &BaseConsumer, topic: &str) {
+        let wait = Duration::from_secs(30);
+        while producer.in_flight_count() > 0 {
+            // SAFETY: the producer is alive. Not rust-rdkafka's flush, which looks every 100 ms only.
+            unsafe { rd::rd_kafka_flush(producer.client().native_ptr(), 5) };
+            producer.poll(Duration::ZERO);
+        }
+        let mut list = TopicPartitionList::new();
+        for (partition, next) in std::mem::take(&mut self.next) {
+            list.add_partition_offset(topic, partition, Offset::Offset(next)).unwrap();
+        }
+        let group = consumer.group_metadata().unwrap();
+        producer.send_offsets_to_transaction(&list, &group, wait).unwrap();
+        producer.commit_transaction(wait).unwrap();
+        (self.began, self.ended) = (None, Instant::now());
     }
 }
 
@@ -242,8 +322,14 @@ unsafe fn produce_whole(
     }
 }
 
-fn lane(log: &dyn Log, from: &TopicName, to: &TopicName, records: usize, delivery: Delivery) {
-    let policy = BatchPolicy::default();
+fn lane(
+    log: &dyn Log,
+    from: &TopicName,
+    to: &TopicName,
+    records: usize,
+    delivery: Delivery,
+    policy: &BatchPolicy,
+) {
     let group = format!("bench-{to}");
     let mut session = log
         .lane(&LaneSpec {
@@ -406,15 +492,24 @@ impl Bench {
         Some(rate)
     }
 
+    fn policy(&self) -> BatchPolicy {
+        BatchPolicy {
+            commit_interval: Span::from_ms(self.options.interval.as_millis() as u64),
+            max_commit_records: self.options.commit_records,
+            max_commit_bytes: ByteSize(self.options.commit_bytes as u64),
+            ..BatchPolicy::default()
+        }
+    }
+
     fn node(&self, to: &TopicName, delivery: Delivery) -> Cost {
         let mut running = None;
         let cost = Cost::of(|| {
-            let node = Running::start(&self.log, &self.from, to, delivery, INTERVAL);
+            let node = Running::start(&self.log, &self.from, to, delivery, &self.policy());
             // From the first commit on, which comes 0.1 s after the first record: uploading, making topics, joining the
             // group and compiling are no matter of throughput.
             let before = node.wait_for(self.options.records);
             running = Some(node);
-            before.saturating_sub(INTERVAL)
+            before.saturating_sub(self.options.interval)
         });
         if let Some(node) = running {
             eprintln!("  {}", node.account());
@@ -443,14 +538,18 @@ impl Bench {
             let limit = self.run(round, "plain", None, |to| copy(to, Plain::Bare));
             self.run(round, "plain idempotent", limit, |to| copy(to, Plain::Idempotent));
             self.run(round, "plain whole records", limit, |to| copy(to, Plain::Whole));
-            let session =
-                |to: &TopicName, delivery| whole(&|| lane(&*self.log, &self.from, to, records, delivery));
+            let interval = self.options.interval;
+            self.run(round, "plain with transactions", limit, |to| copy(to, Plain::Transactional(interval)));
+            let policy = self.policy();
+            let session = |to: &TopicName, delivery| {
+                whole(&|| lane(&*self.log, &self.from, to, records, delivery, &policy))
+            };
             self.run(round, "session exactly once", limit, |to| session(to, Delivery::ExactlyOnce));
             self.run(round, "session at least once", limit, |to| session(to, Delivery::AtLeastOnce));
             self.run(round, "wasm exactly once", limit, |to| self.node(to, Delivery::ExactlyOnce));
             self.run(round, "wasm at least once", limit, |to| self.node(to, Delivery::AtLeastOnce));
             self.run(round, "Kafka Streams exactly once", limit, |to| {
-                streams(&self.bootstrap, &self.from, to, records, INTERVAL)
+                streams(&self.bootstrap, &self.from, to, records, interval)
             });
         }
     }
@@ -466,7 +565,8 @@ fn main() {
     bench.from = bench.topic("in");
     if bench.options.latency {
         // The first is to warm the broker up.
-        for (round, interval) in [INTERVAL, INTERVAL, Duration::from_millis(10)].into_iter().enumerate() {
+        let interval = bench.options.interval;
+        for (round, interval) in [interval, interval, Duration::from_millis(10)].into_iter().enumerate() {
             let name = |what: &str| format!("latency-{what}-{round}");
             let (from, to) = (bench.topic(&name("in")), bench.topic(&name("out")));
             latency::run(&bench.bootstrap, &bench.log, interval, &from, &to);

@@ -11,6 +11,7 @@ mod place;
 #[path = "kafka/secrets.rs"]
 mod secrets;
 
+use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -138,6 +139,27 @@ fn everything_works_as_on_the_embedded_log() {
     assert!(state.contains("cooperative-sticky"), "{state}");
     let said = node.stop();
     assert!(!said.contains("\"level\":\"ERROR\""), "{said}");
+}
+
+#[test]
+fn brokers_that_cannot_be_reached_are_named() {
+    let place = Place::new();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = free.local_addr().unwrap().to_string();
+    drop(free);
+    // As one that wants TLS may do to a client without.
+    let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
+    let hangs_up = deaf.local_addr().unwrap().to_string();
+    let hanging_up = move || deaf.incoming().for_each(drop);
+    std::thread::Builder::new().name("hangs-up".to_owned()).spawn(hanging_up).unwrap();
+    for (brokers, why) in [(nobody, "Connection refused"), (hangs_up, "TLS and SASL")] {
+        let ran = place.coproc(&["--brokers", &brokers, "list"]);
+        assert_eq!(ran.code, Some(5), "{ran:?}");
+        let cannot = format!("cannot reach Kafka at {brokers}: ");
+        for part in [cannot.as_str(), why, "check that a broker listens there"] {
+            assert!(ran.err.contains(part), "{part:?} is missing: {ran:?}");
+        }
+    }
 }
 
 /// Custom section that makes a module larger than several parts: writing it takes a while.

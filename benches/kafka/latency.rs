@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use coproc::core::deployment::Delivery;
+use coproc::core::deployment::{BatchPolicy, Delivery};
 use coproc::core::names::TopicName;
+use coproc::core::units::Span;
 use coproc::ports::Log;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -81,7 +82,9 @@ fn arrivals(bootstrap: &str, topic: &TopicName, since: u64, stop: &AtomicBool) -
 }
 
 pub fn run(bootstrap: &str, log: &Arc<dyn Log>, interval: Duration, from: &TopicName, to: &TopicName) {
-    let node = Running::start(log, from, to, Delivery::ExactlyOnce, interval);
+    let policy =
+        BatchPolicy { commit_interval: Span::from_ms(interval.as_millis() as u64), ..BatchPolicy::default() };
+    let node = Running::start(log, from, to, Delivery::ExactlyOnce, &policy);
     let stop = AtomicBool::new(false);
     let since = now() + WARM.as_nanos() as u64;
     let (before, after) = std::thread::scope(|scope| {

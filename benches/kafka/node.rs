@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coproc::core::deployment::Delivery;
+use coproc::core::deployment::{BatchPolicy, Delivery};
 use coproc::core::names::TopicName;
-use coproc::core::units::Span;
 use coproc::ports::Log;
 
 use super::support::{Rig, deployment, identity, identity_of};
@@ -24,7 +23,7 @@ impl Running {
         from: &TopicName,
         to: &TopicName,
         delivery: Delivery,
-        commit_interval: Duration,
+        batch: &BatchPolicy,
     ) -> Self {
         let began = Instant::now();
         let name = to.to_string();
@@ -32,7 +31,7 @@ impl Running {
         let digest = rig.upload(&identity());
         let mut wanted = deployment(&[digest], from.as_str(), &[to.as_str()], "");
         wanted.policies.delivery = delivery;
-        wanted.policies.batch.commit_interval = Span::from_ms(commit_interval.as_millis() as u64);
+        wanted.policies.batch = *batch;
         rig.put(&name, &wanted);
         rig.start();
         Self { rig, name, began }

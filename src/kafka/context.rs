@@ -53,6 +53,8 @@ pub(super) struct Context {
     rebalances: Mutex<VecDeque<Rebalance>>,
     undelivered: Mutex<Option<Undelivered>>,
     last_error: Mutex<Option<(Code, String)>>,
+    /// Why the last connection failed.
+    last_loss: Mutex<Option<String>>,
     connection_errors: AtomicU64,
     closing: AtomicBool,
     /// What brokers said that they take, where somebody wants to know.
@@ -77,6 +79,7 @@ impl Context {
             rebalances: Mutex::default(),
             undelivered: Mutex::default(),
             last_error: Mutex::default(),
+            last_loss: Mutex::default(),
             connection_errors: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             versions: None,
@@ -115,6 +118,11 @@ impl Context {
     /// The last error that is not a mere loss of connection, with its words.
     pub(super) fn take_error(&self) -> Option<(Code, String)> {
         self.last_error.lock().take()
+    }
+
+    /// Why the last connection failed, in librdkafka's words.
+    pub(super) fn take_loss(&self) -> Option<String> {
+        self.last_loss.lock().take()
     }
 
     /// Gives a client that may have lost sight of its cluster for good the bootstrap servers again. A broker that is
@@ -183,6 +191,10 @@ impl ClientContext for Context {
             | Code::Resolve => {
                 self.connection_errors.fetch_add(1, Ordering::Relaxed);
                 debug!("librdkafka: {reason}");
+                // That all are down says nothing that the reason before it does not say better.
+                if code != Code::AllBrokersDown {
+                    *self.last_loss.lock() = Some(reason.to_owned());
+                }
             }
             Code::PartitionEOF => {}
             code => {

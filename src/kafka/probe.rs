@@ -82,10 +82,19 @@ pub(super) fn reach(admin: &Admin) -> Result<usize, LogError> {
     };
     // The reason, for instance a refused login, comes by the client's queue.
     while let Some(_served) = clients.asker.poll(Duration::from_millis(100)) {}
-    Err(match clients.asker.context().take_error() {
-        Some((code, text)) => error::from_code(code, &format!("cannot reach the cluster: {text}")),
-        None => error::from_kafka(&failed, "cannot reach the cluster"),
-    })
+    let cannot = format!("cannot reach Kafka at {}", admin.config.bootstrap_servers.join(","));
+    let context = clients.asker.context();
+    if let Some((code, text)) = context.take_error() {
+        return Err(error::from_code(code, &format!("{cannot}: {text}")));
+    }
+    if !error::code(&failed).is_some_and(error::mends_itself) {
+        return Err(error::from_kafka(&failed, &cannot));
+    }
+    // It tells why a connection could not be made, and not always why one was hung up.
+    let why = context.take_loss().unwrap_or_else(|| format!("no answer within {wait:?}"));
+    Err(LogError::Unavailable(format!(
+        "{cannot}: {why}; check that a broker listens there, and that TLS and SASL are set as its listener wants them"
+    )))
 }
 
 /// Why there are none: only when the broker says so itself. A time-out or a missing permission is no such
