@@ -229,6 +229,12 @@ pub trait LaneSession {
         Vec::new()
     }
 
+    /// Output bytes after which it is to be committed, whatever the deployment allows. A log that keeps them in memory until
+    /// then says how many.
+    fn commit_room(&self) -> u64 {
+        u64::MAX
+    }
+
     /// The offset after the last stable record of each owned partition, as far as known without asking.
     fn end_offsets(&mut self) -> Vec<(TopicPartition, Offset)>;
 }

@@ -95,6 +95,8 @@ struct Session {
     settled: bool,
     unassigned: VecDeque<TopicPartition>,
     open: Vec<(String, u32, Vec<u8>)>,
+    /// Output bytes that it wants in one commit, as the embedded log does.
+    room: u64,
     tainted: bool,
     /// Values that the log refuses at the commit, for a reason that could not be seen before.
     refuses: BTreeSet<u64>,
@@ -147,6 +149,9 @@ fn broken(what: &str) -> LogError {
 impl LaneSession for Session {
     fn poll(&mut self, batch: &mut Batch, wait: Duration) -> Event {
         assert!(self.revoking.is_empty() || !self.settled, "what is to go is given up as soon as it can be");
+        let outputs = self.open.iter().filter(|(topic, ..)| topic == "out");
+        let held: usize = outputs.map(|(.., payload)| payload.len()).sum();
+        assert!(self.tainted || (held as u64) < self.room, "{held} bytes are held when more is asked for");
         if !self.unassigned.is_empty() {
             let partitions: Vec<_> = self.unassigned.drain(..).collect();
             for at in &partitions {
@@ -308,6 +313,10 @@ impl LaneSession for Session {
             self.stuck.remove(&at);
             self.unassigned.push_back(at);
         }
+    }
+
+    fn commit_room(&self) -> u64 {
+        self.room
     }
 
     fn end_offsets(&mut self) -> Vec<(TopicPartition, Offset)> {
@@ -477,6 +486,7 @@ fn lane(
         settled: false,
         unassigned: (0..PARTITIONS).map(at).collect(),
         open: Vec::new(),
+        room: if case.seed.is_multiple_of(2) { u64::MAX } else { 40 },
         tainted: false,
         refuses: refused(case),
         refuses_dead: case.refuses_dead,

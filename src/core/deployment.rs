@@ -276,7 +276,7 @@ pub struct BatchPolicy {
     pub commit_interval: Span,
     /// Records after which it is committed early.
     pub max_commit_records: u32,
-    /// Output bytes after which it is committed early.
+    /// Output bytes after which it is committed early; the log may want less.
     pub max_commit_bytes: ByteSize,
 }
 
@@ -286,8 +286,9 @@ impl Default for BatchPolicy {
             max_records: 1_000,
             max_bytes: ByteSize(1 << 20),
             commit_interval: Span::from_ms(100),
-            max_commit_records: 100_000,
-            max_commit_bytes: ByteSize(16 << 20),
+            // Both are far away where the interval is at its default: a commit costs the same however much is in it.
+            max_commit_records: 1_000_000,
+            max_commit_bytes: ByteSize(64 << 20),
         }
     }
 }

@@ -18,6 +18,9 @@ use crate::log::store::Store;
 use crate::log::transaction::Transaction;
 use crate::ports::{Emit, Event, LaneSession, LaneSpec, LogError, Placement};
 
+/// Output bytes after which it is to be committed: they are kept in memory until then.
+const COMMIT_BYTES: u64 = 16 << 20;
+
 /// A lane's session.
 pub struct Lane {
     store: Arc<Store>,
@@ -339,6 +342,10 @@ impl LaneSession for Lane {
             self.fresh.retain(|fresh| *fresh != at);
         }
         self.store.groups.release(&self.membership);
+    }
+
+    fn commit_room(&self) -> u64 {
+        COMMIT_BYTES
     }
 
     fn end_offsets(&mut self) -> Vec<(TopicPartition, Offset)> {

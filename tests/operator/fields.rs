@@ -262,8 +262,8 @@ fn policies() -> Value {
     json!({"description": "d", "delivery": "Auto", "parallelism": 1, "paused": false,
         "deletionPolicy": "Delete", "errorPolicy": {"maxRetries": 10, "onExhausted": "DeadLetter",
             "deadLetterTopic": "dead", "initialBackoff": "100ms", "maxBackoff": "30s"},
-        "batch": {"commitInterval": "100ms", "maxBytes": "1Mi", "maxCommitBytes": "16Mi",
-            "maxCommitRecords": 100_000, "maxRecords": 1000}})
+        "batch": {"commitInterval": "100ms", "maxBytes": "1Mi", "maxCommitBytes": "64Mi",
+            "maxCommitRecords": 1_000_000, "maxRecords": 1000}})
 }
 
 fn with(spec: &Value, more: &Value) -> Value {

@@ -14,6 +14,8 @@ use crate::ports::{Emit, LogError, RunBudget};
 
 /// The shortest time that a guest is given at once.
 const MIN_RUN: Duration = Duration::from_millis(1);
+/// Output bytes after which a guest is suspended and they are emitted: until then they lie in the lane's memory.
+const RUN_BYTES: u64 = 16 << 20;
 
 impl Lane {
     /// Runs the batch at hand until it is done, a commit is due, or a record fails.
@@ -92,14 +94,16 @@ impl Lane {
         let left = self.pending.due.map(|due| due.saturating_sub(self.now()));
         RunBudget {
             stop: Arc::clone(&self.parts.stop),
-            output_bytes: policy
-                .max_commit_bytes
-                .bytes()
-                .saturating_sub(self.pending.bytes_out as usize)
-                .max(1),
+            output_bytes: self.commit_bytes().saturating_sub(self.pending.bytes_out).clamp(1, RUN_BYTES)
+                as usize,
             time: left.unwrap_or(policy.commit_interval.duration()).max(MIN_RUN),
             gently: self.is_gentle,
         }
+    }
+
+    /// Output bytes after which it is committed.
+    fn commit_bytes(&self) -> u64 {
+        self.plan.deployment.policies.batch.max_commit_bytes.0.min(self.session.commit_room())
     }
 
     /// The log refused a record once: what is said of the record at hand, if it is that one.
@@ -187,7 +191,7 @@ impl Lane {
         let policy = &self.plan.deployment.policies.batch;
         let now = self.now();
         let is_full = self.pending.records_in >= u64::from(policy.max_commit_records)
-            || self.pending.bytes_out >= policy.max_commit_bytes.0;
+            || self.pending.bytes_out >= self.commit_bytes();
         if is_full {
             self.pending.due = Some(now);
         } else if self.pending.due.is_none() {

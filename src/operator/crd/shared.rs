@@ -277,7 +277,8 @@ pub struct BatchSpec {
     /// Records after which it is committed early.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_commit_records: u32,
-    /// Output bytes after which it is committed early, at most 1Gi.
+    /// Output bytes after which it is committed early, at most 1Gi. The embedded log, which keeps them in memory until
+    /// then, does so at 16Mi at the latest.
     #[schemars(schema_with = "byte_size")]
     pub max_commit_bytes: String,
 }
