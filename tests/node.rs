@@ -454,6 +454,28 @@ fn sleeping_children() -> usize {
 }
 
 #[test]
+fn the_embedded_log_is_given_16_mebibytes_at_most_in_one_commit() {
+    let mut rig = Rig::without_node();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    // 36 MiB, all there before the node starts, and an interval that is never over.
+    for _ in 0..10 {
+        rig.produce("in", std::iter::repeat_n("x".repeat(900 << 10), 4));
+    }
+    let policy = r#""policies":{"batch":{"commitInterval":"9s","maxCommitBytes":"1Gi"}}"#;
+    rig.deploy("copy", &[identity()], "in", &["out"], policy).unwrap();
+    rig.start();
+    rig.values("out", 40);
+    // The last one is counted once its records can be read.
+    wait_for("three commits", || {
+        let text = rig.node.as_ref().unwrap().metrics().text();
+        let line = text.lines().find(|line| line.starts_with("coproc_commit_seconds_count{"))?;
+        let commits: u32 = line.rsplit(' ').next()?.parse().ok()?;
+        (commits >= 3).then_some(())
+    });
+}
+
+#[test]
 fn removing_ends_it_and_leaves_topics_alone() {
     let rig = Rig::new();
     rig.create("in", 1);
