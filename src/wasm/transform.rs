@@ -6,6 +6,7 @@
 
 mod abi;
 mod failure;
+mod fast_path;
 mod guest;
 mod limits;
 mod lines;
@@ -18,12 +19,13 @@ mod work;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use wasmtime::{Engine, InstancePre, Linker, Module, Store};
+use wasmtime::{Engine, Linker, Module, Store};
 
 use crate::core::digest::Digest;
 use crate::ports::{Guest, GuestClass, GuestFailure, GuestLines, GuestSpec, Program, SchemaRegistry};
 use crate::wasm::ticker::{Ticker, Ticks};
 
+use self::fast_path::{Bound, FastPath};
 use self::guest::TransformGuest;
 use self::state::State;
 
@@ -41,7 +43,8 @@ pub(super) struct Host {
 
 /// The host functions, ready to be bound to modules.
 pub(super) struct Bindings {
-    linker: Linker<State>,
+    linker: Arc<Linker<State>>,
+    fast_path: FastPath,
     names: HashSet<(String, String)>,
 }
 
@@ -56,7 +59,7 @@ impl Bindings {
         let mut store = Store::new(engine, State::empty(ticks));
         let names =
             linker.iter(&mut store).map(|(module, name, _)| (module.to_owned(), name.to_owned())).collect();
-        Ok(Self { linker, names })
+        Ok(Self { linker: Arc::new(linker), fast_path: FastPath::new(engine)?, names })
     }
 
     /// Whether there is a host function of this name.
@@ -69,7 +72,7 @@ impl Bindings {
 pub(super) struct TransformProgram {
     host: Arc<Host>,
     digest: Digest,
-    pre: InstancePre<State>,
+    bound: Bound,
     memory_min: u64,
 }
 
@@ -82,8 +85,8 @@ impl TransformProgram {
         digest: Digest,
         memory_min: u64,
     ) -> wasmtime::Result<Self> {
-        let pre = bindings.linker.instantiate_pre(module)?;
-        Ok(Self { host, digest, pre, memory_min })
+        let bound = Bound::new(&bindings.linker, &bindings.fast_path, module)?;
+        Ok(Self { host, digest, bound, memory_min })
     }
 }
 
@@ -105,7 +108,7 @@ impl Program for TransformProgram {
             });
         }
         let state = State::new(spec, lines, self.host.registry.clone(), self.host.ticker.ticks())?;
-        let guest = TransformGuest::start(Arc::clone(&self.host), self.pre.clone(), state)?;
+        let guest = TransformGuest::start(Arc::clone(&self.host), self.bound.clone(), state)?;
         Ok(Box::new(guest))
     }
 }

@@ -356,6 +356,30 @@ fn host_functions_work_in_the_start_section() {
 }
 
 #[test]
+fn a_guest_may_read_records_in_its_start_section() {
+    let next =
+        "(call $next (i32.const 100) (i32.const 104) (i32.const 112) (i32.const 1024) (i32.const 1000))";
+    let host = Host::wat(&format!(
+        r#"(func $init
+             (if (i32.ne {next} (i32.const -1)) (then unreachable)) ;; there is no batch yet
+             (loop $batches
+               (drop (call $batch))
+               (call $copy {next})
+               (call $copy {next})
+               (if (i32.ne {next} (i32.const -1)) (then unreachable))
+               (br $batches)))
+           (start $init)
+           (func (export "_start"))"#
+    ));
+    let mut guest = host.start();
+    for _ in 0..2 {
+        let (run, completed, written) = give(guest.as_mut(), &["a", "b"]);
+        assert_eq!((run, completed), (Run::Finished, 2));
+        assert_eq!(written, ["0/0:a", "0/1:b"]);
+    }
+}
+
+#[test]
 fn wasi_answers_like_the_original() {
     let wasi = |name: &str, parameters: &str| {
         format!(r#"(import "wasi_snapshot_preview1" "{name}" (func $f (param {parameters}) (result i32)))"#)

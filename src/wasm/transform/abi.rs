@@ -1,8 +1,8 @@
 //! The functions of the module `redpanda_transform`.
 //!
 //! Per record the guest makes two calls, so these two do no more than they must: no lock, no clock, no look-up
-//! of an export. The functions that may suspend return a boxed future; it is ready at once unless there is
-//! nothing to give or the budget is used up.
+//! of an export. The functions that may suspend return a boxed future, which costs two allocations; a record that can
+//! be handed out at once goes by `hand_out_at_once`, without (see `fast_path`).
 
 use std::future::{Future, ready};
 
@@ -16,7 +16,7 @@ use super::memory::{GuestMemory, parts};
 use super::state::{State, rearm};
 use super::work::{Handover, Phase, Work};
 
-const MODULE: &str = "redpanda_transform";
+pub(super) const MODULE: &str = "redpanda_transform";
 
 /// No batch is open, or it has no more records.
 const NO_ACTIVE_TRANSFORM: i32 = -1;
@@ -26,6 +26,9 @@ const INVALID_BUFFER: i32 = -2;
 const INVALID_WRITE: i32 = -3;
 
 type Answer<'a> = Box<dyn Future<Output = wasmtime::Result<i32>> + Send + 'a>;
+
+/// Not an answer: the record has to wait, and only `read_next_record` can do that.
+pub(super) const MUST_WAIT: i32 = i32::MIN;
 
 /// Defines the functions.
 pub(super) fn define(linker: &mut Linker<State>) -> wasmtime::Result<()> {
@@ -78,7 +81,7 @@ fn read_batch_header(mut caller: Caller<'_, State>, out: HeaderPointers) -> Answ
     })
 }
 
-fn read_next_record(
+pub(super) fn read_next_record(
     mut caller: Caller<'_, State>,
     (attributes, timestamp, offset, buffer, len): (u32, u32, u32, u32, u32),
 ) -> Answer<'_> {
@@ -94,12 +97,33 @@ fn read_next_record(
     }
 }
 
+/// `read_next_record` without the wait. Nothing has happened when it answers `MUST_WAIT`.
+pub(super) fn hand_out_at_once(
+    mut caller: Caller<'_, State>,
+    attributes: u32,
+    timestamp: u32,
+    offset: u32,
+    buffer: u32,
+    len: u32,
+) -> wasmtime::Result<i32> {
+    let state = caller.data_mut();
+    let tick = state.clock.now();
+    let Some(work) = state.work.as_mut() else { return Ok(NO_ACTIVE_TRANSFORM) };
+    if work.is_between_records() {
+        if work.is_used_up(tick) {
+            return Ok(MUST_WAIT);
+        }
+        work.finish_record();
+        end_of_record(state);
+    }
+    hand_out(&mut caller, RecordPointers { attributes, timestamp, offset, buffer, len })
+}
+
 /// The record before is done. The wait to be suspended in, when the budget says so.
 fn finish_record(caller: &mut Caller<'_, State>) -> wasmtime::Result<Option<Handover>> {
     let tick = caller.data().clock.now();
     let Some(work) = caller.data_mut().work.as_mut() else { return Ok(None) };
-    // With nothing left to hand out, the last record stays the current one until the guest asks for a batch.
-    if work.phase != Phase::Reading || work.next().is_none() {
+    if !work.is_between_records() {
         return Ok(None);
     }
     work.finish_record();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
-use wasmtime::{InstancePre, Store};
+use wasmtime::Store;
 
 use crate::core::record::{Batch, Outputs};
 use crate::ports::{Guest, GuestClass, GuestFailure, Run, RunBudget};
@@ -14,6 +14,7 @@ use crate::wasm::ticker::{TICK, ticks_for};
 
 use super::Host;
 use super::failure::describe;
+use super::fast_path::Bound;
 use super::state::{State, look, rearm};
 use super::work::{Phase, Slot, Work};
 
@@ -38,18 +39,14 @@ pub(super) struct TransformGuest {
 
 impl TransformGuest {
     /// Makes an instance and runs it to its first request for a batch.
-    pub(super) fn start(
-        host: Arc<Host>,
-        pre: InstancePre<State>,
-        state: State,
-    ) -> Result<Self, GuestFailure> {
+    pub(super) fn start(host: Arc<Host>, bound: Bound, state: State) -> Result<Self, GuestFailure> {
         let slot = Arc::clone(&state.slot);
         let mut store = Store::new(&host.engine, state);
         store.limiter(|state| &mut state.limits);
         store.epoch_deadline_callback(look);
         rearm(&mut store);
         let mut guest =
-            Self { fiber: Some(Box::pin(run_to_its_end(store, pre))), slot, work: Box::default(), host };
+            Self { fiber: Some(Box::pin(run_to_its_end(store, bound))), slot, work: Box::default(), host };
         match guest.poll() {
             None => {
                 guest.work = guest.slot.take().unwrap_or_default();
@@ -144,16 +141,16 @@ impl Guest for TransformGuest {
 }
 
 /// The body of the fiber. The store lives and dies in here.
-async fn run_to_its_end(mut store: Store<State>, pre: InstancePre<State>) -> End {
-    let result = instantiate_and_run(&mut store, &pre).await;
+async fn run_to_its_end(mut store: Store<State>, bound: Bound) -> End {
+    let result = instantiate_and_run(&mut store, &bound).await;
     let state = store.data_mut();
     state.lines.flush();
     let failure = describe(result.as_ref().err(), state);
     End { failure, was_given_up: state.was_given_up, work: state.work.take() }
 }
 
-async fn instantiate_and_run(store: &mut Store<State>, pre: &InstancePre<State>) -> wasmtime::Result<()> {
-    let instance = pre.instantiate_async(&mut *store).await?;
+async fn instantiate_and_run(store: &mut Store<State>, bound: &Bound) -> wasmtime::Result<()> {
+    let instance = bound.instantiate(store).await?;
     store.data_mut().memory = instance.get_memory(&mut *store, "memory");
     let start = instance.get_typed_func::<(), ()>(&mut *store, "_start")?;
     start.call_async(&mut *store, ()).await

@@ -17,7 +17,10 @@ pub(super) fn parts<'a>(
         Some(memory) => memory,
         // During the module's start section the host does not know the instance yet.
         None => match caller.get_export("memory") {
-            Some(Extern::Memory(memory)) => memory,
+            Some(Extern::Memory(memory)) => {
+                caller.data_mut().memory = Some(memory);
+                memory
+            }
             _ => return Err(HostFailure::abi("the module exports no memory named \"memory\"").into()),
         },
     };

@@ -91,6 +91,12 @@ impl Work {
         self.stop.load(Ordering::Relaxed)
     }
 
+    /// Whether asking for a record ends another. With nothing left to hand out, the last one stays the current one until
+    /// the guest asks for a batch.
+    pub(super) fn is_between_records(&self) -> bool {
+        self.phase == Phase::Reading && self.cursor < self.batch.len()
+    }
+
     /// The record that was handed out is done; the guest waits between records.
     pub(super) fn finish_record(&mut self) {
         self.phase = Phase::Opened;
