@@ -121,6 +121,45 @@ fn what_is_not_committed_is_never_seen() {
     oracle::assert_copied(plain(), &from, &to);
 }
 
+/// A transaction begins a moment after the one before it has ended. What is emitted in between is no exception.
+#[test]
+fn what_follows_a_commit_at_once_is_committed_or_dropped_like_everything_else() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "at-once", 1), topic(&*log, "at-once-out", 1));
+    fill(&*log, &from, 1, 1);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 1 && !lane.at_end.is_empty()).unwrap();
+    let record = |n: i64| Record {
+        key: (n % 3 > 0).then(|| n.to_be_bytes().to_vec()),
+        value: (n % 5 > 0).then(|| vec![b'v'; n as usize]),
+        headers: (0..n % 3).map(|i| (b"h".to_vec(), (i > 0).then(|| vec![i as u8]))).collect(),
+        timestamp: Some(1_700_000_000_000 + n),
+    };
+    let emit = |lane: &mut Lane, numbers: std::ops::Range<i64>| {
+        for n in numbers {
+            let (placement, timestamp) = (Placement::Exactly(0), 1_700_000_000_000 + n);
+            let payload = &record(n).payload();
+            lane.session.emit(&Emit { topic: &to, placement, timestamp, payload }).unwrap();
+        }
+    };
+    for round in 0..3 {
+        // By now the pause after the last transaction is over, so this one ends right before what follows.
+        emit(&mut lane, round * 100..round * 100 + 40);
+        lane.commit().unwrap();
+        emit(&mut lane, 1_000..1_040);
+        lane.rewind(&LogError::Unavailable("by the test".to_owned())).unwrap();
+        emit(&mut lane, round * 100 + 40..round * 100 + 50);
+        lane.commit().unwrap();
+        emit(&mut lane, round * 100 + 50..round * 100 + 99);
+        std::thread::sleep(Duration::from_millis(10));
+        emit(&mut lane, round * 100 + 99..round * 100 + 100);
+        lane.commit().unwrap();
+    }
+    emit(&mut lane, 2_000..2_040);
+    drop(lane);
+    assert_eq!(read_all(&*log, &to).split_off(1), (0..300).map(record).collect::<Vec<_>>());
+}
+
 #[test]
 fn start_policies_hold_and_stick() {
     let log = plain().log();

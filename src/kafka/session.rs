@@ -3,10 +3,13 @@
 //! Lives on the lane's thread from birth to death; every blocking call of librdkafka happens in here. Called
 //! by the lane alone.
 
+mod held;
 mod intake;
 mod messages;
+mod offsets;
 mod outlet;
 mod start;
+mod target;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -174,7 +177,7 @@ impl LaneSession for Session {
                 return Event::Failed(error);
             }
         }
-        if let Err(error) = self.keep_starts() {
+        if let Err(error) = self.keep_starts().and_then(|()| self.outlet.begin_if_settled()) {
             return Event::Failed(error);
         }
         match &mut self.intake {

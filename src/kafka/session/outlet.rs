@@ -5,7 +5,6 @@
 //! producer is dropped and made anew, which raises its epoch, so that the broker turns the twin away.
 
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,8 +14,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseProducer, Producer};
 use tracing::{debug, warn};
 
+use super::held::{Held, HeldRecord};
+use super::offsets;
+use super::target::Target;
 use crate::core::names::TopicName;
-use crate::core::record::Payload;
+use crate::core::record::{Payload, TimestampMs};
 use crate::kafka::config::{Batching, KafkaConfig, Timing, was_asked_twice};
 use crate::kafka::context::Context;
 use crate::kafka::error;
@@ -24,12 +26,6 @@ use crate::kafka::ffi::{self, Topic};
 use crate::kafka::topics::{TopicShape, partitions_of};
 use crate::kafka::writer::{init, serve};
 use crate::ports::{Emit, LogError, Placement, TopicConfig};
-
-struct Target {
-    name: TopicName,
-    shape: TopicShape,
-    handle: Option<Topic>,
-}
 
 /// The producer and its topics. Topic handles are dropped before the producer.
 pub(super) struct Outlet {
@@ -39,6 +35,10 @@ pub(super) struct Outlet {
     /// `None` under at-least-once.
     transactional_id: Option<String>,
     open_since: Option<Instant>,
+    /// Whether the client has begun the open transaction.
+    begun: bool,
+    /// What was emitted since it was opened, until it has begun.
+    held: Held,
     /// When the last transaction was committed.
     ended: Option<Instant>,
     tainted: bool,
@@ -49,12 +49,10 @@ pub(super) struct Outlet {
 const FULL: Duration = Duration::from_micros(200);
 /// How long a transaction keeps from following the one before it. The broker answers a commit before it has written the
 /// markers, and until then refuses partitions to the next transaction; librdkafka asks again only 20 ms later, and does not
-/// send a record before.
+/// send a record before. What is emitted meanwhile is held.
 const SETTLE: Duration = Duration::from_millis(3);
 /// How long batches that are not full are let go, when there is no room for more.
 const KICK: Duration = Duration::from_millis(1);
-/// How often a lane looks after its client while it waits for its offsets.
-const LOOK_IN: Duration = Duration::from_millis(100);
 /// How long failed deliveries may wait for a look while the rest is still under way.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -75,6 +73,8 @@ impl Outlet {
             config: config.clone(),
             transactional_id,
             open_since: None,
+            begun: false,
+            held: Held::default(),
             ended: None,
             tainted: false,
             refreshed: Instant::now(),
@@ -93,7 +93,7 @@ impl Outlet {
             target.handle = None;
         }
         self.producer = None;
-        self.open_since = None;
+        self.close();
         let batching = if self.transactional_id.is_some() { Batching::Transaction } else { Batching::Prompt };
         let mut client = self.config.producer(batching)?;
         // Failures alone are reported: a report for each record would cost more than the record.
@@ -159,66 +159,103 @@ impl Outlet {
         }
     }
 
-    fn begin(&mut self) -> Result<(), LogError> {
+    /// What is emitted from now on is committed together.
+    fn open_transaction(&mut self) -> Result<(), LogError> {
         if self.tainted {
             self.renew()?;
         }
-        if self.transactional_id.is_some() {
-            if let Some(ended) = self.ended {
-                thread::sleep(SETTLE.saturating_sub(ended.elapsed()));
-            }
-            let begun = self.producer()?.begin_transaction();
-            begun.map_err(|e| self.failed(&e, "cannot begin a transaction"))?;
-        }
         self.open_since = Some(Instant::now());
+        self.begun = self.transactional_id.is_none();
+        Ok(())
+    }
+
+    /// Nothing of it is left.
+    fn close(&mut self) {
+        self.open_since = None;
+        self.begun = false;
+        self.held.clear();
+    }
+
+    /// How long the broker is still given for the last transaction.
+    fn settles_in(&self) -> Duration {
+        self.ended.map_or(Duration::ZERO, |ended| SETTLE.saturating_sub(ended.elapsed()))
+    }
+
+    /// Begins the open transaction as soon as the broker is ready for it.
+    pub(super) fn begin_if_settled(&mut self) -> Result<(), LogError> {
+        let is_waiting = self.is_open() && !self.begun;
+        let is_due = is_waiting && (self.settles_in().is_zero() || self.held.is_full());
+        if is_due { self.begin() } else { Ok(()) }
+    }
+
+    /// Begins the open transaction and hands over what was held for it.
+    fn begin(&mut self) -> Result<(), LogError> {
+        thread::sleep(self.settles_in());
+        let begun = self.producer()?.begin_transaction();
+        begun.map_err(|e| self.failed(&e, "cannot begin a transaction"))?;
+        self.begun = true;
         fail::fail_point!("kafka-after-begin");
+        for record in self.held.iter() {
+            let target = &self.targets[record.target];
+            let payload = Payload::parse(record.payload).map_err(|bad| target.refused(&bad))?;
+            self.hand_over(target, record.partition, record.timestamp, &payload)?;
+        }
+        self.held.clear();
         Ok(())
     }
 
     pub(super) fn emit(&mut self, output: &Emit<'_>) -> Result<(), LogError> {
-        if self.open_since.is_none() {
-            self.begin()?;
+        if !self.begun {
+            if !self.is_open() {
+                self.open_transaction()?;
+            }
+            self.begin_if_settled()?;
         }
         fail::fail_point!("kafka-emit");
-        let position = self.targets.iter().position(|target| target.name == *output.topic);
-        let target = position.map(|index| &self.targets[index]);
-        let Some(Target { name, shape, handle: Some(handle) }) = target else {
+        let Some(index) = self.targets.iter().position(|target| target.name == *output.topic) else {
             let reason = "it is none of the lane's outputs".to_owned();
             return Err(LogError::NotWritable { topic: output.topic.clone(), reason });
         };
-        let payload = Payload::parse(output.payload)
-            .map_err(|bad| LogError::RecordRefused { topic: name.clone(), reason: bad.to_string() })?;
-        shape.check(name, &payload, output.payload.len())?;
+        let target = &self.targets[index];
+        let payload = Payload::parse(output.payload).map_err(|bad| target.refused(&bad))?;
+        target.shape.check(&target.name, &payload, output.payload.len())?;
+        let count = target.shape.partitions;
         let partition = match output.placement {
-            Placement::Exactly(partition) if partition >= shape.partitions => {
-                let (topic, count) = (name.clone(), shape.partitions);
+            Placement::Exactly(partition) if partition >= count => {
+                let topic = target.name.clone();
                 return Err(LogError::UnknownPartition { topic, partition, count });
             }
             Placement::Exactly(partition) => partition,
-            Placement::By(partitioner, source) => partitioner.choose(payload.key, source, shape.partitions),
+            Placement::By(partitioner, source) => partitioner.choose(payload.key, source, count),
         };
-        let headers = payload.headers();
-        let (key, value) = (payload.key, payload.value);
-        let out = ffi::Out { partition, timestamp: output.timestamp, key, value, headers };
-        self.hand_over(handle, &out).map_err(|code| match code {
-            Code::UnknownTopic | Code::UnknownTopicOrPartition => LogError::UnknownTopic(name.clone()),
-            Code::MessageSizeTooLarge => {
-                LogError::RecordRefused { topic: name.clone(), reason: code.to_string() }
-            }
-            code => error::from_code(code, &format!("cannot write to {name}")),
-        })
+        let (timestamp, payload_bytes) = (output.timestamp, output.payload);
+        if self.begun {
+            return self.hand_over(target, partition, timestamp, &payload);
+        }
+        self.held.push(&HeldRecord { target: index, partition, timestamp, payload: payload_bytes });
+        Ok(())
     }
 
     /// Waits while the client's buffer is full, within the commit budget.
-    fn hand_over(&self, handle: &Topic, out: &ffi::Out<'_>) -> Result<(), Code> {
-        let Some(producer) = &self.producer else { return Err(Code::State) };
+    fn hand_over(
+        &self,
+        target: &Target,
+        partition: u32,
+        timestamp: TimestampMs,
+        payload: &Payload<'_>,
+    ) -> Result<(), LogError> {
+        let (Some(producer), Some(handle)) = (&self.producer, &target.handle) else {
+            return Err(target.not_written(Code::State));
+        };
+        let (key, value, headers) = (payload.key, payload.value, payload.headers());
+        let out = ffi::Out { partition, timestamp, key, value, headers };
         let mut since = None;
         loop {
-            match ffi::produce(producer.client().native_ptr(), handle, out) {
+            match ffi::produce(producer.client().native_ptr(), handle, &out) {
                 Err(Code::QueueFull) => {
                     let waited = since.get_or_insert_with(Instant::now).elapsed();
                     if waited > self.timing().commit_budget() {
-                        return Err(Code::QueueFull);
+                        return Err(target.not_written(Code::QueueFull));
                     }
                     serve(producer);
                     if waited < LOOK {
@@ -228,7 +265,7 @@ impl Outlet {
                         ffi::flush(producer.client().native_ptr(), KICK);
                     }
                 }
-                done => return done,
+                done => return done.map_err(|code| target.not_written(code)),
             }
         }
     }
@@ -252,7 +289,7 @@ impl Outlet {
             ffi::flush(producer.client().native_ptr(), LOOK);
         }
         if self.transactional_id.is_none() {
-            self.open_since = None;
+            self.close();
         }
         fail::fail_point!("kafka-after-flush");
         Ok(())
@@ -279,7 +316,10 @@ impl Outlet {
         offsets: TopicPartitionList,
         group: ConsumerGroupMetadata,
     ) -> Result<(), LogError> {
-        if self.open_since.is_none() {
+        if !self.is_open() {
+            self.open_transaction()?;
+        }
+        if !self.begun {
             self.begin()?;
         }
         self.flush()?;
@@ -298,7 +338,7 @@ impl Outlet {
         let disturbed = producer.context().connection_errors() != before || was_asked_twice(elapsed);
         match committed {
             Ok(()) => {
-                self.open_since = None;
+                self.close();
                 self.ended = Some(Instant::now());
                 if disturbed && !fail_no_taint() {
                     debug!(?elapsed, "a commit may have been asked for twice: the producer is made anew");
@@ -310,42 +350,21 @@ impl Outlet {
         }
     }
 
-    /// librdkafka does not keep to the time that it is given here, and where the coordinator has left the cluster it waits
-    /// for good (<https://github.com/confluentinc/librdkafka/issues/5456> and `5511`). So the call is made beside the
-    /// lane, which leaves it and its producer behind when the time is over: they end with the next broker that comes or
-    /// goes, and can do no harm, as the next producer raises the epoch.
     fn send_offsets(
         &mut self,
         offsets: TopicPartitionList,
         group: ConsumerGroupMetadata,
     ) -> Result<(), LogError> {
-        let budget = self.timing().commit_budget();
-        let producer = Arc::clone(self.producer()?);
-        let (tell, told) = sync_channel(1);
-        let call = {
-            let producer = Arc::clone(&producer);
-            move || {
-                let sent = sent(&producer, &offsets, &group, budget);
-                // The last one is dropped on the lane's thread.
-                drop(producer);
-                let _ = tell.send(sent);
-            }
-        };
-        let started = thread::Builder::new().name("offsets".to_owned()).spawn(call);
-        started.map_err(|e| LogError::Unavailable(format!("no thread to commit offsets: {e}")))?;
-        let deadline = Instant::now() + budget;
-        loop {
-            match told.recv_timeout(LOOK_IN) {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => {
-                    return Err(self.failed(&error, "cannot add the offsets to the transaction"));
-                }
-                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => serve(&producer),
-                Err(_) => break,
+        let sent = offsets::send(self.producer()?, offsets, group, self.timing().commit_budget())?;
+        match sent {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(self.failed(&error, "cannot add the offsets to the transaction")),
+            None => {
+                self.tainted = true;
+                let reason = "the group's coordinator did not take the offsets in time".to_owned();
+                Err(LogError::Unavailable(reason))
             }
         }
-        self.tainted = true;
-        Err(LogError::Unavailable("the group's coordinator did not take the offsets in time".to_owned()))
     }
 
     fn commit_failed(&mut self, error: &KafkaError) -> LogError {
@@ -386,7 +405,7 @@ impl Outlet {
     /// Drops what was emitted since the last commit, and a producer that is not to be trusted with it.
     pub(super) fn abort(&mut self) -> Result<(), LogError> {
         let is_transactional = self.transactional_id.is_some();
-        if self.open_since.is_some() && is_transactional && !self.tainted {
+        if self.begun && is_transactional && !self.tainted {
             let budget = self.timing().commit_budget();
             let producer = self.producer()?;
             let before = producer.context().connection_errors();
@@ -401,12 +420,12 @@ impl Outlet {
             let disturbed =
                 producer.context().connection_errors() != before || was_asked_twice(asked.elapsed());
             self.tainted = aborted.is_err() || disturbed;
-            self.open_since = None;
         }
-        if !is_transactional && self.open_since.is_some() {
+        if !is_transactional && self.is_open() {
             // Idempotent: what is under way may arrive or not, both are within the promise.
             self.tainted = true;
         }
+        self.close();
         if self.tainted || self.producer.is_none() { self.renew() } else { Ok(()) }
     }
 
@@ -419,28 +438,10 @@ impl Outlet {
 impl Drop for Outlet {
     /// An open transaction would hold every reader back until it times out.
     fn drop(&mut self) {
-        if let (Some(producer), Some(_), Some(_)) = (&self.producer, self.open_since, &self.transactional_id)
+        if let (Some(producer), true, Some(_)) = (&self.producer, self.begun, &self.transactional_id)
             && let Err(error) = producer.abort_transaction(Duration::from_secs(2))
         {
             debug!(%error, "a transaction was left open: it ends by its time-out or with the slot's next owner");
-        }
-    }
-}
-
-/// Adds offsets to the transaction, again while the client says that it may help.
-fn sent(
-    producer: &BaseProducer<Context>,
-    offsets: &TopicPartitionList,
-    group: &ConsumerGroupMetadata,
-    budget: Duration,
-) -> Result<(), KafkaError> {
-    let deadline = Instant::now() + budget;
-    loop {
-        match producer.send_offsets_to_transaction(offsets, group, budget) {
-            Err(KafkaError::Transaction(e)) if e.is_retriable() && Instant::now() < deadline => {
-                thread::sleep(Duration::from_millis(20));
-            }
-            done => return done,
         }
     }
 }
