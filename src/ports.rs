@@ -158,7 +158,7 @@ pub enum Event {
     Assigned(Vec<TopicPartition>),
     /// These partitions go to somebody else. They stay owned until `release`: commit before it, unless `lost`.
     Revoking {
-        /// The partitions.
+        /// The partitions; none where the group asks everybody. It waits for the `release` all the same.
         partitions: Vec<TopicPartition>,
         /// Whether somebody else has them already, so that nothing of theirs may be committed.
         lost: bool,

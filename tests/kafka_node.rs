@@ -23,12 +23,13 @@ use coproc::core::ledger::TopicPartition;
 use coproc::core::names::TopicName;
 use coproc::core::status::{DeploymentStatus, State};
 use coproc::core::units::Span;
-use coproc::kafka::KafkaLog;
+use coproc::kafka::{Assignor, KafkaLog};
 use coproc::ports::{Extent, Log, TopicConfig};
 
 use self::cluster::{Cluster, plain};
 use self::support::{
-    Rig, deployment, fragile, guest, identity, identity_of, numbers, stamp, text, topic, wait_for,
+    Rig, deployment, fragile, guest, identity, identity_of, numbers, stamp, start_node_of, text, topic,
+    wait_for,
 };
 
 /// A node of a pool of its own, on the broker that the tests share.
@@ -98,6 +99,47 @@ fn a_stopped_node_goes_on_where_it_stopped() {
     rig.values("stop-out", 400);
     let expected = [numbers("a", 0..200), numbers("b", 0..200)].concat();
     assert_eq!(values(oracle::contents(plain(), &topic("stop-out")))[&0], expected);
+}
+
+/// Under the eager assignor the group asks everybody for what they have, also a lane that has nothing.
+#[test]
+fn a_lane_without_partitions_takes_over_when_the_others_are_gone() {
+    let mut config = plain().config();
+    config.assignor = Assignor::Eager;
+    let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
+    let rig = Rig::on(Arc::clone(&log), "pool-spare", 1);
+    rig.create("spare-in", 1);
+    rig.create("spare-out", 1);
+    rig.put("spare", &deployment(&[rig.upload(&identity())], "spare-in", &["spare-out"], ""));
+    let group = identity_of("spare").consumer_group();
+    let members = |count: usize| {
+        wait_for(&format!("{count} members"), || {
+            (rig.log.offsets().members(&group).unwrap() == count).then_some(())
+        });
+    };
+    let start = |id: u32, count: usize| {
+        let node = start_node_of(&log, "pool-spare".parse().unwrap(), id);
+        members(count);
+        node
+    };
+    // Partitions are given out in the order of the members' names: the second and the third get none, and are asked for
+    // it when the next one comes.
+    let first = start(41, 1);
+    rig.produce("spare-in", numbers("a", 0..100));
+    rig.values("spare-out", 100);
+    let second = start(42, 2);
+    let third = start(43, 3);
+    rig.produce("spare-in", numbers("b", 0..100));
+    rig.values("spare-out", 200);
+    for (node, left) in [(third, 2), (first, 1)] {
+        assert!(node.stop(), "the node stops within its deadline");
+        members(left);
+    }
+    rig.produce("spare-in", numbers("c", 0..100));
+    rig.values("spare-out", 300);
+    drop(second);
+    let expected = [numbers("a", 0..100), numbers("b", 0..100), numbers("c", 0..100)].concat();
+    assert_eq!(values(oracle::contents(plain(), &topic("spare-out")))[&0], expected);
 }
 
 #[test]

@@ -90,7 +90,10 @@ struct Session {
     owned: BTreeMap<TopicPartition, Offset>,
     paused: BTreeSet<TopicPartition>,
     ended: BTreeSet<TopicPartition>,
-    revoking: Vec<TopicPartition>,
+    /// What the lane was asked for; of one that has nothing that is nothing, and wants an answer too.
+    revoking: Option<Vec<TopicPartition>>,
+    /// Polls since then.
+    unanswered: u32,
     /// Whether a commit or a rewind went through since.
     settled: bool,
     unassigned: VecDeque<TopicPartition>,
@@ -148,7 +151,10 @@ fn broken(what: &str) -> LogError {
 
 impl LaneSession for Session {
     fn poll(&mut self, batch: &mut Batch, wait: Duration) -> Event {
-        assert!(self.revoking.is_empty() || !self.settled, "what is to go is given up as soon as it can be");
+        let is_asked = self.revoking.is_some();
+        assert!(!is_asked || !self.settled, "what is to go is given up as soon as it can be");
+        self.unanswered = if is_asked { self.unanswered + 1 } else { 0 };
+        assert!(self.unanswered < 300, "the group waits for its answer");
         let outputs = self.open.iter().filter(|(topic, ..)| topic == "out");
         let held: usize = outputs.map(|(.., payload)| payload.len()).sum();
         assert!(self.tainted || (held as u64) < self.room, "{held} bytes are held when more is asked for");
@@ -164,19 +170,18 @@ impl LaneSession for Session {
         if fails || self.dice.once_in(self.faults) {
             return Event::Failed(broken("poll"));
         }
-        if self.revoking.is_empty()
-            && !self.owned.is_empty()
-            && self.dice.once_in(self.faults.saturating_mul(2))
-        {
-            let which = self.dice.below(self.owned.len() as u64) as usize;
-            let at = self.owned.keys().nth(which).unwrap().clone();
-            self.revoking = vec![at.clone()];
+        if self.revoking.is_none() && self.dice.once_in(self.faults.saturating_mul(2)) {
+            // Now and then nothing at all.
+            let which = self.dice.below(self.owned.len() as u64 + 1) as usize;
+            let partitions: Vec<_> = self.owned.keys().nth(which).cloned().into_iter().collect();
+            self.revoking = Some(partitions.clone());
             self.settled = false;
             let lost = self.dice.once_in(3);
-            return Event::Revoking { partitions: vec![at], lost };
+            return Event::Revoking { partitions, lost };
         }
         // What is to go is owned until it is released, but nothing of it is handed out any more.
-        let is_free = |at: &&TopicPartition| !self.paused.contains(at) && !self.revoking.contains(at);
+        let is_going = |at: &TopicPartition| self.revoking.iter().flatten().any(|going| going == at);
+        let is_free = |at: &&TopicPartition| !self.paused.contains(at) && !is_going(at);
         let free: Vec<_> = self.owned.keys().filter(is_free).cloned().collect();
         for _ in 0..free.len() {
             let at = &free[self.dice.below(free.len() as u64) as usize];
@@ -306,7 +311,7 @@ impl LaneSession for Session {
     }
 
     fn release(&mut self) {
-        for at in self.revoking.drain(..) {
+        for at in self.revoking.take().into_iter().flatten() {
             self.owned.remove(&at);
             self.paused.remove(&at);
             self.ended.remove(&at);
@@ -482,7 +487,8 @@ fn lane(
         owned: BTreeMap::new(),
         paused: BTreeSet::new(),
         ended: BTreeSet::new(),
-        revoking: Vec::new(),
+        revoking: None,
+        unanswered: 0,
         settled: false,
         unassigned: (0..PARTITIONS).map(at).collect(),
         open: Vec::new(),

@@ -155,8 +155,9 @@ pub struct Lane {
     ready: VecDeque<TopicPartition>,
     held: BTreeMap<TopicPartition, Held>,
     owned: Vec<TopicPartition>,
-    /// Owned, and asked for by the group: given up with the next commit or abort that goes through.
-    leaving: Vec<TopicPartition>,
+    /// Owned, and asked for by the group: given up with the next commit or abort that goes through. A group may ask a lane
+    /// that has none, and waits for its answer too.
+    leaving: Option<Vec<TopicPartition>>,
     pending: Pending,
     /// Replayed with care up to an offset: what was before it could not be committed.
     careful: BTreeMap<TopicPartition, Careful>,
@@ -198,7 +199,7 @@ impl Lane {
             ready: VecDeque::new(),
             held: BTreeMap::new(),
             owned: Vec::new(),
-            leaving: Vec::new(),
+            leaving: None,
             pending: Pending::default(),
             careful: BTreeMap::new(),
             refused: BTreeMap::new(),

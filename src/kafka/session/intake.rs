@@ -31,7 +31,8 @@ pub(super) struct Intake {
     /// Topic and partition of the last message, and its slot: messages come in long runs.
     cursor: Option<(usize, u32, usize)>,
     assigning: Option<Vec<TopicPartition>>,
-    revoking: Vec<TopicPartition>,
+    /// What the group asks for, until it is released; it asks a member that has none, too.
+    revoking: Option<Vec<TopicPartition>>,
     /// Partitions whose committed offset is gone, of which the lane does not know yet.
     gone: VecDeque<TopicPartition>,
     failure: Option<LogError>,
@@ -75,7 +76,7 @@ impl Intake {
             slots: Vec::new(),
             cursor: None,
             assigning: None,
-            revoking: Vec::new(),
+            revoking: None,
             gone: VecDeque::new(),
             failure: None,
             budget: config.timing.commit_budget(),
@@ -154,10 +155,9 @@ impl Intake {
                 self.assigning = Some(owned_partitions(&partitions));
             }
             Some(Rebalance::Revoke { partitions, lost }) => {
-                self.revoking = owned_partitions(&partitions);
-                let partitions = self.revoking.clone();
-                let revoking = &self.revoking;
-                self.data.retain(|message| !concerns(message, revoking));
+                let partitions = owned_partitions(&partitions);
+                self.data.retain(|message| !concerns(message, &partitions));
+                self.revoking = Some(partitions.clone());
                 return Some(Event::Revoking { partitions, lost });
             }
             None => {}
@@ -268,7 +268,7 @@ impl Intake {
 
     /// Gives up what the last `Revoking` named.
     pub(super) fn release(&mut self) {
-        let revoking = std::mem::take(&mut self.revoking);
+        let revoking = self.revoking.take().unwrap_or_default();
         let answered = match self.assignor {
             Assignor::Eager => self.consumer.unassign(),
             Assignor::Cooperative => {
@@ -313,7 +313,7 @@ impl Intake {
     pub(super) fn rewind(&mut self, spec: &LaneSpec, memory: &mut Memory) -> Result<bool, LogError> {
         self.data.retain(|_| false);
         self.gone.clear();
-        let revoking = &self.revoking;
+        let revoking = self.revoking.as_deref().unwrap_or_default();
         let kept: Vec<_> = self.owned().filter(|partition| !revoking.contains(partition)).cloned().collect();
         let mut to = Vec::with_capacity(kept.len());
         for (partition, place) in start::places(&self.consumer, &kept, spec.start, memory)? {
@@ -414,7 +414,7 @@ impl Drop for Intake {
     fn drop(&mut self) {
         self.consumer.context().close();
         // A rebalance that waits for its answer would hold the close up.
-        if self.assigning.is_some() || !self.revoking.is_empty() || !self.slots.is_empty() {
+        if self.assigning.is_some() || self.revoking.is_some() || !self.slots.is_empty() {
             let _ = self.consumer.unassign();
         }
         if let Err(error) = self.consumer.close_queue() {

@@ -152,9 +152,12 @@ impl Lane {
 
     /// Partitions go to somebody else. Whatever the commit makes of it, they are given up: nobody else gets them before.
     pub(super) fn revoking(&mut self, partitions: &[TopicPartition], lost: bool) -> Result<(), LogError> {
-        let new = partitions.iter().filter(|at| !self.leaving.contains(at)).cloned();
-        let new: Vec<_> = new.collect();
-        self.leaving.extend(new);
+        let leaving = self.leaving.get_or_insert_default();
+        for at in partitions {
+            if !leaving.contains(at) {
+                leaving.push(at.clone());
+            }
+        }
         if lost {
             return self.abort();
         }
@@ -173,10 +176,7 @@ impl Lane {
 
     /// Gives up the partitions that are to go; nothing of theirs is uncommitted any more.
     pub(super) fn leave(&mut self) {
-        if self.leaving.is_empty() {
-            return;
-        }
-        let partitions = std::mem::take(&mut self.leaving);
+        let Some(partitions) = self.leaving.take() else { return };
         if self.work.as_ref().is_some_and(|work| partitions.contains(&work.partition)) {
             self.drop_work();
         }
