@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 use coproc::core::deployment::StartOffset;
 use coproc::core::ledger::TopicPartition;
 use coproc::core::names::TopicName;
-use coproc::core::record::Batch;
+use coproc::core::record::{Batch, Record};
 use coproc::kafka::{Assignor, KafkaConfig, KafkaLog};
-use coproc::ports::{Event, Log, LogError};
+use coproc::ports::{Emit, Event, Log, LogError, Placement};
 
 use self::cluster::{Cluster, fill, fresh, plain, short, topic};
 use self::lane::{Lane, spec};
@@ -145,6 +145,37 @@ fn a_rewind_before_the_first_commit_goes_back_to_where_it_started() {
     let mut wanted = oracle::kcat(plain(), &from).remove(&0).unwrap();
     let wanted = wanted.split_off(100);
     assert!(oracle::contents(plain(), &to)[&0] == wanted, "each of the 50 records once");
+}
+
+/// What was emitted before its transaction could begin, and then could not be handed over, is not committed without it.
+#[test]
+fn what_could_not_be_handed_over_is_not_committed() {
+    let _guard = FAILPOINTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "held", 1), topic(&*log, "held-out", 1));
+    fill(&*log, &from, 1, 1);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 1 && lane.at_end.len() == 1).unwrap();
+    let payload = Record::new(None, Some(b"held")).payload();
+    let emit = |lane: &mut Lane| {
+        let (placement, timestamp) = (Placement::Exactly(0), 0);
+        lane.session.emit(&Emit { topic: &to, placement, timestamp, payload: &payload })
+    };
+    emit(&mut lane).unwrap();
+    lane.commit().unwrap();
+    // Right after a commit: it is held.
+    fail::cfg("kafka-hand-over", "return").unwrap();
+    emit(&mut lane).unwrap();
+    std::thread::sleep(Duration::from_millis(10));
+    let event = lane.session.poll(&mut Batch::default(), Duration::ZERO);
+    fail::remove("kafka-hand-over");
+    assert!(matches!(event, Event::Failed(LogError::Unavailable(_))), "{event:?}");
+    assert!(lane.commit().is_err(), "the held record would be missing");
+    lane.rewind(&LogError::Unavailable("by the test".to_owned())).unwrap();
+    emit(&mut lane).unwrap();
+    lane.commit().unwrap();
+    drop(lane);
+    assert_eq!(oracle::contents(plain(), &to)[&0].len(), 3);
 }
 
 /// The brokers behind the proxy, with short time-outs.

@@ -41,6 +41,10 @@ impl Held {
         self.data.len() >= MOST
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = HeldRecord<'_>> {
         let mut start = 0;
         self.entries.iter().map(move |&Entry { target, partition, timestamp, end }| {

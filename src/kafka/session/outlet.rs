@@ -195,6 +195,7 @@ impl Outlet {
         begun.map_err(|e| self.failed(&e, "cannot begin a transaction"))?;
         self.begun = true;
         fail::fail_point!("kafka-after-begin");
+        fail::fail_point!("kafka-hand-over", |_| Err(LogError::Unavailable("a fail point".to_owned())));
         for record in self.held.iter() {
             let target = &self.targets[record.target];
             let payload = Payload::parse(record.payload).map_err(|bad| target.refused(&bad))?;
@@ -204,12 +205,23 @@ impl Outlet {
         Ok(())
     }
 
+    /// A transaction that began without all that was held for it must neither go on nor be committed.
+    fn check_handed_over(&self) -> Result<(), LogError> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        Err(LogError::Unavailable("records that were held could not be handed over: rewind".to_owned()))
+    }
+
     pub(super) fn emit(&mut self, output: &Emit<'_>) -> Result<(), LogError> {
         if !self.begun {
             if !self.is_open() {
                 self.open_transaction()?;
             }
             self.begin_if_settled()?;
+        }
+        if self.begun {
+            self.check_handed_over()?;
         }
         fail::fail_point!("kafka-emit");
         let Some(index) = self.targets.iter().position(|target| target.name == *output.topic) else {
@@ -322,6 +334,7 @@ impl Outlet {
         if !self.begun {
             self.begin()?;
         }
+        self.check_handed_over()?;
         self.flush()?;
         if offsets.count() > 0 {
             self.send_offsets(offsets, group)?;
