@@ -210,7 +210,7 @@ pub trait LaneSession {
     /// Hands out records of these partitions again, from where it stopped.
     fn resume(&mut self, partitions: &[TopicPartition]);
 
-    /// Gives up the partitions of the last `Revoking`.
+    /// Gives up the partitions of the last `Revoking`. One that was paused is not any more when it comes back.
     fn release(&mut self);
 
     /// Told before the first `poll`: a partition without a committed offset, of which there was one, is `Stuck` instead of

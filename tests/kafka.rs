@@ -25,12 +25,12 @@ use coproc::core::names::{ConsumerGroup, TopicName};
 use coproc::core::partitioner::Partitioner;
 use coproc::core::record::{Batch, Record};
 use coproc::core::status::State;
-use coproc::kafka::{KafkaLog, Timing};
+use coproc::kafka::{Assignor, KafkaLog, Timing};
 use coproc::ports::{
     Cleanup, Emit, Event, Extent, FoldEvent, Keyed, Log, LogError, Placement, Produce, ReadFrom, TopicConfig,
 };
 
-use self::cluster::{Cluster, await_end, fill, fresh, plain, topic};
+use self::cluster::{Cluster, await_end, fill, fresh, plain, short, topic};
 use self::lane::{Lane, spec};
 use self::proxy::Proxy;
 use self::support::{Rig, identity, numbers, try_to_start_node};
@@ -316,6 +316,96 @@ fn paused_partitions_wait_and_go_on_where_they_stopped() {
     lane.commit().unwrap();
     drop(lane);
     oracle::assert_copied(plain(), &from, &to);
+}
+
+/// A client keeps a pause for as long as it lives, over a change of owners.
+#[test]
+fn a_paused_partition_that_comes_back_is_read() {
+    for assignor in [Assignor::Eager, Assignor::Cooperative] {
+        let mut config = plain().config();
+        config.assignor = assignor;
+        let log = KafkaLog::connect(config).unwrap();
+        let (from, to) = (topic(&*log, "pause-back", 2), topic(&*log, "pause-back-out", 2));
+        let group = fresh("g");
+        let mut lane = Lane::open(&*log, &spec(&group, &fresh("t"), &from, &to)).unwrap();
+        lane.run(LONG, |lane| lane.at_end.len() == 2).unwrap();
+        let all: Vec<_> = (0..2).map(|partition| TopicPartition::new(&from, partition)).collect();
+        lane.session.pause(&all);
+        let mut other = Lane::open(&*log, &spec(&group, &fresh("t"), &from, &to)).unwrap();
+        let deadline = Instant::now() + LONG;
+        while other.assigned.len() != 1 || lane.assigned.len() != 1 {
+            assert!(
+                Instant::now() < deadline,
+                "{assignor:?}: {} and {}",
+                lane.assigned.len(),
+                other.assigned.len()
+            );
+            lane.step().unwrap();
+            other.step().unwrap();
+        }
+        let away = other.assigned[0].partition;
+        drop(other);
+        lane.run(LONG, |lane| lane.assigned.len() == 2).unwrap();
+        fill(&*log, &from, 2, 100);
+        let came_back = |lane: &Lane| lane.ledger.next(&all[away as usize]) == Some(50);
+        lane.run(LONG, came_back).unwrap();
+        lane.session.resume(&all);
+        lane.run(LONG, |lane| lane.copied == 100).unwrap();
+        lane.commit().unwrap();
+        drop(lane);
+        oracle::assert_copied(plain(), &from, &to);
+    }
+}
+
+/// What is left of a recovery where a lane has nothing, or nothing that may go on.
+#[test]
+fn to_resume_nothing_is_no_failure() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "nothing", 1), topic(&*log, "nothing-out", 1));
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.at_end.len() == 1).unwrap();
+    lane.session.pause(&[]);
+    lane.session.resume(&[]);
+    for _ in 0..5 {
+        lane.step().unwrap();
+    }
+    assert_eq!(lane.rewinds, 0);
+}
+
+/// Records that are dropped with a transaction are reported to whoever polls the producer, and librdkafka aborts only after.
+#[test]
+fn an_open_transaction_is_aborted_at_once() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "abort", 1), topic(&*log, "abort-out", 1));
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.at_end.len() == 1).unwrap();
+    let payload = Record::new(None, Some(b"dropped")).payload();
+    let emit = |lane: &mut Lane| {
+        // The pause between transactions is over, so that the client has the record.
+        std::thread::sleep(Duration::from_millis(10));
+        let (placement, timestamp) = (Placement::Exactly(0), 1);
+        lane.session.emit(&Emit { topic: &to, placement, timestamp, payload: &payload }).unwrap();
+    };
+    let budget = short().commit_budget();
+    for _ in 0..3 {
+        emit(&mut lane);
+        let began = Instant::now();
+        lane.session.rewind().unwrap();
+        assert!(began.elapsed() < budget / 2, "{:?}: the abort waited for what nobody told", began.elapsed());
+    }
+    emit(&mut lane);
+    // Long enough for the record to leave.
+    std::thread::sleep(Duration::from_millis(300));
+    emit(&mut lane);
+    let began = Instant::now();
+    drop(lane);
+    // A transaction that was left open would hold every reader back until it times out.
+    let left = short().transaction / 2;
+    while log.topics().extents(&to).unwrap()[0].end == 0 {
+        assert!(began.elapsed() < left, "the transaction was left open");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(read_all(&*log, &to), Vec::new());
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod oracle;
 #[path = "kafka/proxy.rs"]
 mod proxy;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use coproc::core::ledger::TopicPartition;
 use coproc::core::names::TopicName;
 use coproc::core::record::{Batch, Record};
 use coproc::kafka::{Assignor, KafkaConfig, KafkaLog};
-use coproc::ports::{Emit, Event, Log, LogError, Placement};
+use coproc::ports::{Emit, Event, History, Log, LogError, Placement};
 
 use self::cluster::{Cluster, fill, fresh, plain, short, topic};
 use self::lane::{Lane, spec};
@@ -115,6 +116,94 @@ fn a_partition_that_stays_in_a_cooperative_rebalance_loses_no_record() {
     oracle::assert_copied(plain(), &from, &to);
 }
 
+/// Nobody knows where partitions 0 to 2 go on.
+struct Removed;
+
+impl History for Removed {
+    fn had_committed(&self, at: &TopicPartition) -> Result<bool, LogError> {
+        Ok(at.partition < 3)
+    }
+}
+
+/// A partition whose committed offset is gone is owned, and unknown to the client, which takes it for an error to give it up.
+#[test]
+fn partitions_that_stand_still_change_hands_in_a_cooperative_group() {
+    let mut config = plain().config();
+    config.assignor = Assignor::Cooperative;
+    let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
+    let (from, to) = (topic(&*log, "gone", 4), topic(&*log, "gone-out", 4));
+    let group = fresh("g");
+    fill(&*log, &from, 4, 40);
+    let open = || {
+        let mut lane = Lane::open(&*log, &spec(&group, &fresh("t"), &from, &to)).unwrap();
+        lane.session.recall(Box::new(Removed));
+        lane
+    };
+    let mut first = open();
+    let deadline = Instant::now() + LONG;
+    // What stands still is an error of the lane's step each time that it is found.
+    while first.copied < 10 {
+        assert!(Instant::now() < deadline, "partition 3 is not read");
+        let _ = first.step();
+    }
+    let mut second = open();
+    while (first.assigned.len(), second.assigned.len()) != (2, 2) {
+        assert!(Instant::now() < deadline, "{:?} and {:?}", first.assigned, second.assigned);
+        let _ = (first.step(), second.step());
+    }
+    fill(&*log, &from, 4, 40);
+    while first.copied + second.copied < 20 {
+        assert!(Instant::now() < deadline, "{} and {} of 20 records", first.copied, second.copied);
+        let _ = (first.step(), second.step());
+    }
+    first.commit().unwrap();
+    second.commit().unwrap();
+    drop((first, second));
+    assert_eq!(oracle::contents(plain(), &to)[&3].len(), 20);
+}
+
+/// Whoever has one cannot seek it. That is no reason to leave the group, again and again.
+#[test]
+fn partitions_out_of_range_leave_a_cooperative_group_in_peace() {
+    let mut config = plain().config();
+    config.assignor = Assignor::Cooperative;
+    let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
+    let (from, to) = (topic(&*log, "peace", 4), topic(&*log, "peace-out", 4));
+    let group = fresh("g");
+    fill(&*log, &from, 4, 40);
+    let ahead = (0..3).map(|partition| (TopicPartition::new(&from, partition), 1_000)).collect();
+    log.offsets().alter(&group.parse().unwrap(), &ahead).unwrap();
+    let open = || Lane::open(&*log, &spec(&group, &fresh("t"), &from, &to)).unwrap();
+    let mut lanes = vec![open()];
+    let deadline = Instant::now() + LONG;
+    // Until every lane has its share, and for so long nothing has changed.
+    let settle = |lanes: &mut Vec<Lane>| {
+        let (mut since, mut seen) = (Instant::now(), (0, Vec::new()));
+        let is_shared = |lanes: &[Lane]| lanes.iter().all(|lane| lane.assigned.len() == 4 / lanes.len());
+        while since.elapsed() < Duration::from_secs(3) || !is_shared(lanes) {
+            assert!(Instant::now() < deadline, "the group does not settle: {seen:?}");
+            for lane in lanes.iter_mut() {
+                // A partition that cannot be read on is an error of the step.
+                let _ = lane.step();
+            }
+            let rewinds: usize = lanes.iter().map(|lane| lane.rewinds).sum();
+            let now = (rewinds, lanes.iter().map(|lane| lane.assigned.clone()).collect());
+            if now != seen {
+                (since, seen) = (Instant::now(), now);
+            }
+        }
+        seen.0
+    };
+    assert_eq!(settle(&mut lanes), 0);
+    assert_eq!(lanes[0].copied, 10, "one is in range");
+    lanes.push(open());
+    assert_eq!(settle(&mut lanes), 0);
+    lanes.truncate(1);
+    assert_eq!(settle(&mut lanes), 0);
+    lanes.push(open());
+    assert_eq!(settle(&mut lanes), 0);
+}
+
 #[test]
 fn a_cooperative_storm_of_rebalances_loses_and_repeats_nothing() {
     storm(Assignor::Cooperative);
@@ -176,6 +265,28 @@ fn what_could_not_be_handed_over_is_not_committed() {
     lane.commit().unwrap();
     drop(lane);
     assert_eq!(oracle::contents(plain(), &to)[&0].len(), 3);
+}
+
+/// Only who knows the ends of a partition can say that an offset lies outside.
+#[test]
+fn a_broker_that_does_not_answer_is_no_proof_that_records_are_gone() {
+    let _guard = FAILPOINTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "ends", 1), topic(&*log, "ends-out", 1));
+    let group = fresh("g");
+    fill(&*log, &from, 1, 10);
+    let ahead = BTreeMap::from([(TopicPartition::new(&from, 0), 1_000)]);
+    log.offsets().alter(&group.parse().unwrap(), &ahead).unwrap();
+    fail::cfg("kafka-ends", "return").unwrap();
+    let mut lane = Lane::open(&*log, &spec(&group, &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.rewinds == 1).unwrap();
+    fail::remove("kafka-ends");
+    match lane.run(LONG, |_| false).expect_err("it is out of range") {
+        LogError::OffsetOutOfRange { wanted, first, end, .. } => {
+            assert_eq!((wanted, first, end), (1_000, 0, 10));
+        }
+        other => panic!("{other}"),
+    }
 }
 
 /// The brokers behind the proxy, with short time-outs.

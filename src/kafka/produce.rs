@@ -70,6 +70,8 @@ pub(super) struct Sender {
     rotation: Rotation,
     known: Vec<(TopicName, u32, Instant)>,
     turn: u32,
+    /// Whether records were handed over of which it is not known what became.
+    is_unsettled: bool,
 }
 
 impl Sender {
@@ -85,7 +87,14 @@ impl Sender {
         if let Some(sasl) = &config.sasl {
             sasl.hand_token(producer.client().native_ptr())?;
         }
-        Ok(Self { producer, config: config.clone(), rotation, known: Vec::new(), turn: 0 })
+        Ok(Self {
+            producer,
+            config: config.clone(),
+            rotation,
+            known: Vec::new(),
+            turn: 0,
+            is_unsettled: false,
+        })
     }
 
     fn partitions(&mut self, topic: &TopicName) -> Result<u32, LogError> {
@@ -122,12 +131,14 @@ impl Sender {
         }
         // What it said is old: it is served only when something is sent.
         let is_lost = self.producer.context().inner.was_stranded(Duration::ZERO);
-        if self.rotation.look([client]) || is_lost {
+        // A late word about an earlier call's records must not be taken for one about these.
+        if self.rotation.look([client]) || is_lost || self.is_unsettled {
             *self = Self::open(&self.config)?;
         }
         let places = records.iter().map(|produce| self.place(produce)).collect::<Result<Vec<_>, _>>()?;
         self.producer.context().delivered.lock().clear();
         let deadline = Instant::now() + self.config.timing.transaction;
+        self.is_unsettled = true;
         for (index, (produce, partition)) in records.iter().zip(&places).enumerate() {
             self.hand_over(index, produce, *partition, deadline)?;
         }
@@ -135,7 +146,10 @@ impl Sender {
             self.producer.poll(Duration::ZERO);
             std::thread::sleep(Duration::from_micros(200));
         }
-        self.producer.poll(Duration::ZERO);
+        while ffi::events(self.producer.client().native_ptr()) > 0 {
+            self.producer.poll(Duration::ZERO);
+        }
+        self.is_unsettled = self.producer.in_flight_count() > 0;
         let mut results: Vec<Option<Produced>> = vec![None; records.len()];
         for (index, result) in self.producer.context().delivered.lock().drain(..) {
             let topic = &records[index].topic;

@@ -45,6 +45,23 @@ pub(super) fn init(producer: &BaseProducer<Context>, within: Duration) -> Result
     }
 }
 
+/// Aborts the open transaction. The records that are dropped with it are reported by the client's queue, and librdkafka
+/// sends no abort before all reports were taken: it would wait for them in vain. So it is asked in short rounds; each goes
+/// on where the one before it was.
+pub(super) fn abort(producer: &BaseProducer<Context>, within: Duration) -> Result<(), KafkaError> {
+    /// How long reports wait.
+    const ROUND: Duration = Duration::from_millis(10);
+    let deadline = Instant::now() + within;
+    loop {
+        let aborted = producer.abort_transaction(ROUND);
+        serve(producer);
+        match aborted {
+            Err(KafkaError::Transaction(e)) if e.is_retriable() && Instant::now() < deadline => {}
+            done => return done,
+        }
+    }
+}
+
 /// Serves every event that waits: a poll of rust-rdkafka takes one, and log lines are events too.
 pub(super) fn serve(producer: &BaseProducer<Context>) {
     let client = producer.client().native_ptr();
@@ -212,9 +229,10 @@ impl FencedWriter for Writer {
                 Err(error)
             }
             Err(error) => {
-                let aborted = self.producer.as_ref().map(|producer| {
-                    (producer.abort_transaction(TIMEOUT), producer.context().connection_errors())
-                });
+                let aborted = self
+                    .producer
+                    .as_ref()
+                    .map(|producer| (abort(producer, TIMEOUT), producer.context().connection_errors()));
                 let is_clean = aborted.is_some_and(|(result, after)| result.is_ok() && Some(after) == before);
                 if !is_clean || matches!(error, LogError::Uncertain(_)) {
                     self.drop_client();

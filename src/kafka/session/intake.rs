@@ -11,7 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use tracing::{info, warn};
 
-use super::messages::{Slot, concerns, find, on_partition_error, owned_partitions, push};
+use super::messages::{ClientSide, Slot, concerns, find, on_partition_error, owned_partitions, push};
 use super::start::{self, Memory, Place};
 use crate::core::ledger::TopicPartition;
 use crate::core::names::TopicName;
@@ -269,14 +269,18 @@ impl Intake {
     /// Gives up what the last `Revoking` named.
     pub(super) fn release(&mut self) {
         let revoking = self.revoking.take().unwrap_or_default();
+        // What the client was not given it does not take back, and refuses the others with it.
+        let given = self.slots.iter().filter(|slot| slot.client != ClientSide::Unassigned);
+        let assigned = given.filter(|slot| revoking.contains(&slot.partition));
+        let list = start::list(assigned.map(|slot| (&slot.partition, 0)));
+        // The client remembers a pause: the partition would stand still when it comes back. Nothing is fetched meanwhile,
+        // the client's own pause lasts until it is given up.
+        let resumed = if list.count() > 0 { self.consumer.resume(&list) } else { Ok(()) };
         let answered = match self.assignor {
             Assignor::Eager => self.consumer.unassign(),
-            Assignor::Cooperative => {
-                let list = start::list(revoking.iter().map(|partition| (partition, 0)));
-                self.consumer.incremental_unassign(&list)
-            }
+            Assignor::Cooperative => self.consumer.incremental_unassign(&list),
         };
-        if let Err(error) = answered {
+        if let Err(error) = resumed.and(answered) {
             self.failure = Some(error::from_kafka(&error, "cannot give up partitions"));
         }
         self.cursor = None;
@@ -295,7 +299,9 @@ impl Intake {
     /// stay, and resumes them where it believes the application to be: after an end of partition that is one record too
     /// far (it counts the end as a record), which would be left out.
     fn hold_on(&mut self) {
-        let staying = self.slots.iter().filter_map(Slot::position);
+        // One that is adrift takes no seek, and is not read.
+        let staying =
+            self.slots.iter().filter(|slot| slot.client != ClientSide::Adrift).filter_map(Slot::position);
         let staying: Vec<_> = staying.map(|(partition, next)| (partition.clone(), next)).collect();
         match self.seek(&staying) {
             Ok(true) => {}
@@ -320,6 +326,10 @@ impl Intake {
             let Some(slot) = self.slots.iter_mut().find(|slot| slot.partition == partition) else { continue };
             slot.end = None;
             slot.is_gone = place == Place::Gone;
+            if slot.client == ClientSide::Adrift {
+                // If it still is, the client refuses the seek.
+                slot.client = ClientSide::Assigned;
+            }
             match place {
                 Place::At(offset) => {
                     slot.next = offset;
@@ -366,6 +376,9 @@ impl Intake {
         let wanted = self.slots.iter().filter(|slot| partitions.contains(&slot.partition));
         let to: Vec<(TopicPartition, Offset)> =
             wanted.filter_map(Slot::position).map(|(partition, next)| (partition.clone(), next)).collect();
+        if to.is_empty() {
+            return;
+        }
         // The client's own position is past what the pause threw away.
         let resumed: Vec<_> = to.iter().map(|(partition, _)| partition.clone()).collect();
         self.data.retain(|message| !concerns(message, &resumed));
@@ -414,12 +427,17 @@ impl Drop for Intake {
     fn drop(&mut self) {
         self.consumer.context().close();
         // A rebalance that waits for its answer would hold the close up.
-        if self.assigning.is_some() || self.revoking.is_some() || !self.slots.is_empty() {
+        let is_owing = self.assigning.is_some() || self.revoking.is_some() || !self.slots.is_empty();
+        if is_owing && self.assignor == Assignor::Eager {
             let _ = self.consumer.unassign();
         }
         if let Err(error) = self.consumer.close_queue() {
             warn!(%error, "could not leave the group in order");
             return;
+        }
+        // In a cooperative group the client takes that answer only from one that is leaving.
+        if is_owing && self.assignor == Assignor::Cooperative {
+            let _ = self.consumer.unassign();
         }
         let deadline = Instant::now() + self.budget;
         while !self.consumer.closed() {

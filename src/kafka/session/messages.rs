@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode as Code};
 
 use super::start::Place;
 use crate::core::ledger::TopicPartition;
@@ -26,15 +26,27 @@ pub(super) struct Slot {
     pub(super) paused: bool,
     /// Its committed offset is gone: nothing of it is handed out.
     pub(super) is_gone: bool,
+    pub(super) client: ClientSide,
+}
+
+/// What the client knows of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ClientSide {
+    /// It was not given it: the committed offset was gone at the time.
+    Unassigned,
+    /// It reads it.
+    Assigned,
+    /// It has given up on its position, and takes no seek until it is assigned anew.
+    Adrift,
 }
 
 impl Slot {
     pub(super) fn at((partition, place): (TopicPartition, Place)) -> Self {
-        let (next, is_gone) = match place {
-            Place::At(offset) => (offset, false),
-            Place::Gone => (0, true),
+        let (next, is_gone, client) = match place {
+            Place::At(offset) => (offset, false, ClientSide::Assigned),
+            Place::Gone => (0, true, ClientSide::Unassigned),
         };
-        Self { partition, next, end: None, paused: false, is_gone }
+        Self { partition, next, end: None, paused: false, is_gone, client }
     }
 
     /// Where the client is to read, where it is known.
@@ -85,10 +97,17 @@ pub(super) fn on_partition_error(
         }
         Code::AutoOffsetReset | Code::OffsetOutOfRange if slot.is_gone => None,
         Code::AutoOffsetReset | Code::OffsetOutOfRange => {
-            let topic = slot.partition.topic.as_str();
-            let ends = consumer.fetch_watermarks(topic, slot.partition.partition as i32, ASK);
-            let (first, end) = ends.unwrap_or((-1, -1));
+            let ends = ends_of(consumer, &slot.partition);
             let (partition, wanted) = (slot.partition.clone(), slot.next);
+            slot.client = ClientSide::Adrift;
+            // No answer is no proof that records are gone.
+            let (first, end) = match ends {
+                Ok(ends) => ends,
+                Err(error) => {
+                    let what = format!("cannot ask where {partition} starts and ends");
+                    return Some(Event::Failed(LogError::Unavailable(format!("{what}: {error}"))));
+                }
+            };
             // The client says the same of a position that it lost while an assignment changed.
             if (first..=end).contains(&wanted) {
                 let text = message.error_text();
@@ -113,4 +132,12 @@ pub(super) fn on_partition_error(
             }
         }
     }
+}
+
+/// First offset and end of a partition, asked of its broker.
+fn ends_of(consumer: &BaseConsumer<Context>, at: &TopicPartition) -> KafkaResult<(Offset, Offset)> {
+    fail::fail_point!("kafka-ends", |_| Err(rdkafka::error::KafkaError::MetadataFetch(
+        Code::OperationTimedOut
+    )));
+    consumer.fetch_watermarks(at.topic.as_str(), at.partition as i32, ASK)
 }

@@ -24,7 +24,7 @@ use crate::kafka::context::Context;
 use crate::kafka::error;
 use crate::kafka::ffi::{self, Topic};
 use crate::kafka::topics::{TopicShape, partitions_of};
-use crate::kafka::writer::{init, serve};
+use crate::kafka::writer::{self, init, serve};
 use crate::ports::{Emit, LogError, Placement, TopicConfig};
 
 /// The producer and its topics. Topic handles are dropped before the producer.
@@ -93,6 +93,8 @@ impl Outlet {
             target.handle = None;
         }
         self.producer = None;
+        // Until it is there with all of its topics.
+        self.tainted = true;
         self.close();
         let batching = if self.transactional_id.is_some() { Batching::Transaction } else { Batching::Prompt };
         let mut client = self.config.producer(batching)?;
@@ -117,8 +119,9 @@ impl Outlet {
             init(&producer, self.timing().transaction)?;
         }
         self.producer = Some(Arc::new(producer));
+        self.refresh()?;
         self.tainted = false;
-        self.refresh()
+        Ok(())
     }
 
     /// Asks for partition counts and limits of the outputs.
@@ -359,7 +362,12 @@ impl Outlet {
                 }
                 Ok(())
             }
-            Err(error) => Err(self.commit_failed(&error)),
+            Err(error) => {
+                let failed = self.commit_failed(&error);
+                // Also one that was refused may have a twin under way.
+                self.tainted |= disturbed;
+                Err(failed)
+            }
         }
     }
 
@@ -423,8 +431,7 @@ impl Outlet {
             let producer = self.producer()?;
             let before = producer.context().connection_errors();
             let asked = Instant::now();
-            let aborted = producer.abort_transaction(budget);
-            serve(producer);
+            let aborted = writer::abort(producer, budget);
             // What the abort purged is no failure of the next transaction.
             producer.context().take_undelivered();
             if let Err(error) = &aborted {
@@ -452,7 +459,7 @@ impl Drop for Outlet {
     /// An open transaction would hold every reader back until it times out.
     fn drop(&mut self) {
         if let (Some(producer), true, Some(_)) = (&self.producer, self.begun, &self.transactional_id)
-            && let Err(error) = producer.abort_transaction(Duration::from_secs(2))
+            && let Err(error) = writer::abort(producer, Duration::from_secs(2))
         {
             debug!(%error, "a transaction was left open: it ends by its time-out or with the slot's next owner");
         }
