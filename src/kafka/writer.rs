@@ -46,17 +46,21 @@ pub(super) fn init(producer: &BaseProducer<Context>, within: Duration) -> Result
 }
 
 /// Aborts the open transaction. The records that are dropped with it are reported by the client's queue, and librdkafka
-/// sends no abort before all reports were taken: it would wait for them in vain. So it is asked in short rounds; each goes
-/// on where the one before it was.
+/// sends no abort before all reports were taken: it would wait for them in vain. So it is asked in short rounds while there
+/// are such; each goes on where the one before it was.
 pub(super) fn abort(producer: &BaseProducer<Context>, within: Duration) -> Result<(), KafkaError> {
     /// How long reports wait.
     const ROUND: Duration = Duration::from_millis(10);
     let deadline = Instant::now() + within;
     loop {
-        let aborted = producer.abort_transaction(ROUND);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let is_reported = producer.in_flight_count() == 0;
+        let aborted = producer.abort_transaction(if is_reported { left } else { left.min(ROUND) });
         serve(producer);
         match aborted {
-            Err(KafkaError::Transaction(e)) if e.is_retriable() && Instant::now() < deadline => {}
+            // Not whatever may be tried again: of an unfinished commit the client says so at once, and without end.
+            Err(KafkaError::Transaction(e))
+                if e.is_retriable() && e.code() == Code::OperationTimedOut && Instant::now() < deadline => {}
             done => return done,
         }
     }

@@ -273,9 +273,11 @@ impl Intake {
         let given = self.slots.iter().filter(|slot| slot.client != ClientSide::Unassigned);
         let assigned = given.filter(|slot| revoking.contains(&slot.partition));
         let list = start::list(assigned.map(|slot| (&slot.partition, 0)));
+        let owned = self.owned().filter(|partition| revoking.contains(partition));
+        let paused = start::list(owned.map(|partition| (partition, 0)));
         // The client remembers a pause: the partition would stand still when it comes back. Nothing is fetched meanwhile,
         // the client's own pause lasts until it is given up.
-        let resumed = if list.count() > 0 { self.consumer.resume(&list) } else { Ok(()) };
+        let resumed = if paused.count() > 0 { self.consumer.resume(&paused) } else { Ok(()) };
         let answered = match self.assignor {
             Assignor::Eager => self.consumer.unassign(),
             Assignor::Cooperative => self.consumer.incremental_unassign(&list),
@@ -427,8 +429,8 @@ impl Drop for Intake {
     fn drop(&mut self) {
         self.consumer.context().close();
         // A rebalance that waits for its answer would hold the close up.
-        let is_owing = self.assigning.is_some() || self.revoking.is_some() || !self.slots.is_empty();
-        if is_owing && self.assignor == Assignor::Eager {
+        let is_owing = self.assigning.is_some() || self.revoking.is_some();
+        if self.assignor == Assignor::Eager && (is_owing || !self.slots.is_empty()) {
             let _ = self.consumer.unassign();
         }
         if let Err(error) = self.consumer.close_queue() {

@@ -194,8 +194,11 @@ impl Outlet {
     /// Begins the open transaction and hands over what was held for it.
     fn begin(&mut self) -> Result<(), LogError> {
         thread::sleep(self.settles_in());
-        let begun = self.producer()?.begin_transaction();
-        begun.map_err(|e| self.failed(&e, "cannot begin a transaction"))?;
+        if let Err(error) = self.producer()?.begin_transaction() {
+            // It is not known why, so only a new producer surely can.
+            self.tainted = true;
+            return Err(self.failed(&error, "cannot begin a transaction"));
+        }
         self.begun = true;
         fail::fail_point!("kafka-after-begin");
         fail::fail_point!("kafka-hand-over", |_| Err(LogError::Unavailable("a fail point".to_owned())));
