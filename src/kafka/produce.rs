@@ -123,12 +123,17 @@ impl Sender {
         }
     }
 
+    /// Takes every event that waits.
+    fn serve(&self) {
+        for _ in 0..=ffi::events(self.producer.client().native_ptr()) {
+            self.producer.poll(Duration::ZERO);
+        }
+    }
+
     pub(super) fn send(&mut self, records: &[Produce]) -> Result<Vec<Produced>, LogError> {
         // It was not polled since it last sent: a token may have become due.
         let client = self.producer.client().native_ptr();
-        for _ in 0..=ffi::events(client) {
-            self.producer.poll(Duration::ZERO);
-        }
+        self.serve();
         // What it said is old: it is served only when something is sent.
         let is_lost = self.producer.context().inner.was_stranded(Duration::ZERO);
         // A late word about an earlier call's records must not be taken for one about these.
@@ -146,9 +151,7 @@ impl Sender {
             self.producer.poll(Duration::ZERO);
             std::thread::sleep(Duration::from_micros(200));
         }
-        while ffi::events(self.producer.client().native_ptr()) > 0 {
-            self.producer.poll(Duration::ZERO);
-        }
+        self.serve();
         self.is_unsettled = self.producer.in_flight_count() > 0;
         let mut results: Vec<Option<Produced>> = vec![None; records.len()];
         for (index, result) in self.producer.context().delivered.lock().drain(..) {

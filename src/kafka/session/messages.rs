@@ -26,6 +26,7 @@ pub(super) struct Slot {
     pub(super) paused: bool,
     /// Its committed offset is gone: nothing of it is handed out.
     pub(super) is_gone: bool,
+    /// How the client stands to it.
     pub(super) client: ClientSide,
 }
 
