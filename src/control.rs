@@ -6,5 +6,6 @@ pub mod desired;
 pub mod keys;
 pub mod modules;
 pub mod observed;
+pub mod read;
 pub mod topics;
 pub mod writer;

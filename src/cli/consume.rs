@@ -1,7 +1,6 @@
 //! `coproc consume`: prints records, byte for byte.
 
 use std::io::Write;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
@@ -9,16 +8,14 @@ use crate::cli::arguments::{number, read_from};
 use crate::cli::open::Target;
 use crate::cli::output::{clean, stdout};
 use crate::cli::records;
+use crate::control::read::Records;
 use crate::core::names::TopicName;
 use crate::core::status::rfc3339;
 use crate::ports::{Fetched, LogError, ReadFrom};
 
-/// How long one look for new records takes while following.
-const WAIT: Duration = Duration::from_millis(500);
-
 /// Print the records of a topic
 ///
-/// Committed records only. Without -f it stops at the end that the topic had when it got there.
+/// Committed records only. Without -f it stops at the end that the topic had when it began.
 #[derive(Debug, Args)]
 pub struct Command {
     /// The topic; a materialized one also by its original name, 'source.$dest$'
@@ -65,15 +62,12 @@ impl Command {
             return Err(LogError::UnknownPartition { topic, partition: *partition, count }.into());
         }
         let partitions = (!self.partition.is_empty()).then_some(&self.partition[..]);
-        let mut reader = log.reader(&self.topic, partitions, self.from)?;
+        let reader = log.reader(&self.topic, partitions, self.from)?;
         let mut out = stdout();
         let mut left = self.count.unwrap_or(u64::MAX);
+        let mut reader = Records::new(reader, &self.topic, self.follow);
         while left > 0 {
-            let wait = if self.follow { WAIT } else { Duration::ZERO };
-            let fetched = reader.fetch(wait)?;
-            if fetched.is_empty() && !self.follow && reader.is_caught_up()? {
-                break;
-            }
+            let Some(fetched) = reader.more()? else { break };
             for record in &fetched {
                 if left == 0 {
                     break;

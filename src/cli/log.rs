@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -10,6 +9,7 @@ use crate::cli::arguments::number;
 use crate::cli::open::Target;
 use crate::cli::output::{say, stdout};
 use crate::cli::records::Line;
+use crate::control::read::Records;
 use crate::core::ledger::TopicPartition;
 use crate::core::names::TopicName;
 use crate::core::range::{Bound, Id};
@@ -182,12 +182,9 @@ fn scan(
     (low, high): (Option<Bound>, Option<Bound>),
     mut take: impl FnMut(Fetched) -> bool,
 ) -> Result<(), LogError> {
-    let mut reader = log.reader(&args.topic, Some(&[args.partition]), from)?;
-    loop {
-        let fetched = reader.fetch(Duration::ZERO)?;
-        if fetched.is_empty() && reader.is_caught_up()? {
-            return Ok(());
-        }
+    let mut reader =
+        Records::new(log.reader(&args.topic, Some(&[args.partition]), from)?, &args.topic, false);
+    while let Some(fetched) = reader.more()? {
         for found in fetched {
             let id = id(&found);
             if high.is_some_and(|high| !high.admits_to(id, args.exclusive)) {
@@ -198,4 +195,5 @@ fn scan(
             }
         }
     }
+    Ok(())
 }

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
@@ -11,14 +10,12 @@ use crate::cli::arguments::{When, number, when};
 use crate::cli::exit::{self, coded};
 use crate::cli::open::{Target, now_ms};
 use crate::cli::output::{clean, note, stdout};
+use crate::control::read::Records;
 use crate::control::topics::OwnTopic;
 use crate::core::names::{Identity, Namespace};
 use crate::core::record::TimestampMs;
 use crate::core::status::rfc3339;
 use crate::ports::{Fetched, Log, ReadFrom};
-
-/// How long one look for new lines takes while following.
-const WAIT: Duration = Duration::from_millis(500);
 
 /// Show what a coprocessor printed
 #[derive(Debug, Args)]
@@ -105,13 +102,12 @@ impl Command {
     fn show(&self, log: &dyn Log, keys: &[String]) -> anyhow::Result<usize> {
         let since = self.since.map_or(TimestampMs::MIN, |when| when.resolve(now_ms()));
         let from = if self.since.is_some() { ReadFrom::Timestamp(since) } else { ReadFrom::Start };
-        let mut reader = log.reader(&OwnTopic::Logs.name(), None, from)?;
+        let topic = OwnTopic::Logs.name();
+        let mut reader = Records::new(log.reader(&topic, None, from)?, &topic, self.follow);
         let mut out = stdout();
         let mut last = VecDeque::new();
         let mut printed = 0;
-        loop {
-            let fetched = reader.fetch(if self.follow { WAIT } else { Duration::ZERO })?;
-            let is_over = fetched.is_empty() && !self.follow && reader.is_caught_up()?;
+        while let Some(fetched) = reader.more()? {
             let ours = fetched.into_iter().filter(|found| is_ours(found, keys, since));
             for found in ours {
                 if let Some(tail) = self.tail {
@@ -127,9 +123,6 @@ impl Command {
                 }
                 self.print(&mut out, &found)?;
                 printed += 1;
-            }
-            if is_over {
-                break;
             }
             out.flush()?;
         }

@@ -1,7 +1,6 @@
 //! coproc's own topics: whoever needs them first makes them, and whoever uses them checks them.
 
-use std::time::{Duration, Instant};
-
+use crate::control::read::Records;
 use crate::core::names::{CONTROL_TOPIC, LOGS_TOPIC, MODULES_TOPIC, STATUS_TOPIC, TopicName};
 use crate::core::record::Record;
 use crate::ports::{Cleanup, Fetched, FoldEvent, Log, LogError, ReadFrom, TopicConfig, TopicInfo};
@@ -10,11 +9,6 @@ use crate::ports::{Cleanup, Fetched, FoldEvent, Log, LogError, ReadFrom, TopicCo
 const LOGS_RETENTION_MS: u64 = 24 * 3_600 * 1_000;
 /// How much of guest logs stays, in bytes.
 const LOGS_RETENTION_BYTES: u64 = 256 << 20;
-
-/// The longest wait for records that are there but not yet fetched.
-const READ_WAIT: Duration = Duration::from_millis(20);
-/// How long nothing may come before a topic's end is reached.
-const READ_STALLS: Duration = Duration::from_secs(10);
 
 /// One of coproc's own topics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,19 +80,8 @@ impl OwnTopic {
         self.check(&info)?;
         let mut state = S::default();
         let mut read = || {
-            let mut reader = log.reader(&name, None, ReadFrom::Start)?;
-            let mut progress = Instant::now();
-            while !reader.is_caught_up()? {
-                let fetched = reader.fetch(READ_WAIT)?;
-                if !fetched.is_empty() {
-                    progress = Instant::now();
-                } else if progress.elapsed() > READ_STALLS {
-                    // Clients wait for ever for a partition whose leader is away.
-                    return Err(LogError::Unavailable(format!(
-                        "{name} cannot be read to its end: nothing came for {} s",
-                        READ_STALLS.as_secs()
-                    )));
-                }
+            let mut reader = Records::new(log.reader(&name, None, ReadFrom::Start)?, &name, false);
+            while let Some(fetched) = reader.more()? {
                 for Fetched { record, offset, appended_ms, .. } in fetched {
                     let Record { key: Some(key), value, .. } = record else { continue };
                     take(&mut state, FoldEvent::Record { key, value, offset, appended_ms });

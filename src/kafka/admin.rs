@@ -9,7 +9,6 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicRe
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
-use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::auth::Rotation;
 use super::config::KafkaConfig;
@@ -261,20 +260,12 @@ impl TopicAdmin for Admin {
     fn offsets_at(&self, name: &TopicName, timestamp: TimestampMs) -> Result<Vec<Offset>, LogError> {
         let what = format!("cannot ask {name} for a time");
         let extents = self.extents(name)?;
-        let mut list = TopicPartitionList::new();
-        for partition in 0..extents.len() as i32 {
-            list.add_partition_offset(name.as_str(), partition, KafkaOffset::Offset(timestamp.max(0)))
-                .map_err(|e| error::from_kafka(&e, &what))?;
-        }
-        let found = self.clients()?.asker.offsets_for_times(list, self.wait());
-        let found = found.map_err(|e| error::from_kafka(&e, &what))?;
-        let offset = |(partition, extent): (usize, &Extent)| match found
-            .find_partition(name.as_str(), partition as i32)
-            .map(|element| element.offset())
-        {
-            Some(KafkaOffset::Offset(offset)) => offset,
-            _ => extent.end,
+        let clients = self.clients()?;
+        let of = |(partition, extent): (i32, &Extent)| {
+            let found = topics::offset_at(&clients.asker, name.as_str(), partition, timestamp, self.wait());
+            let found = found.map_err(|e| error::from_kafka(&e, &what))?;
+            Ok(found.unwrap_or(extent.end))
         };
-        Ok(extents.iter().enumerate().map(offset).collect())
+        (0..).zip(&extents).map(of).collect()
     }
 }

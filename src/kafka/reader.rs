@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
-use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::auth::Rotation;
 use super::config::KafkaConfig;
@@ -146,17 +145,11 @@ impl TopicReader {
             ReadFrom::Offset(offset) => offset.clamp(first, end),
             ReadFrom::Last(count) => end.saturating_sub(i64::try_from(count).unwrap_or(i64::MAX)).max(first),
             ReadFrom::Timestamp(timestamp) => {
-                let what = format!("cannot ask {} for a time", self.name);
                 let (topic, number) = (self.name.as_str(), partition as i32);
-                let mut list = TopicPartitionList::new();
-                list.add_partition_offset(topic, number, KafkaOffset::Offset(timestamp.max(0)))
-                    .map_err(|e| error::from_kafka(&e, &what))?;
-                let found = self.consumer.offsets_for_times(list, self.config.timing.socket);
-                let found = found.map_err(|e| error::from_kafka(&e, &what))?;
-                match found.find_partition(topic, number).map(|element| element.offset()) {
-                    Some(KafkaOffset::Offset(offset)) => offset,
-                    _ => end,
-                }
+                let wait = self.config.timing.socket;
+                topics::offset_at(&self.consumer, topic, number, timestamp, wait)
+                    .map_err(|e| error::from_kafka(&e, &format!("cannot ask {} for a time", self.name)))?
+                    .unwrap_or(end)
             }
         };
         Ok((next, end))
@@ -195,7 +188,6 @@ impl Reader for TopicReader {
     fn fetch(&mut self, wait: Duration) -> Result<Vec<Fetched>, LogError> {
         self.serve()?;
         let mut records = Vec::new();
-        let mut failure = None;
         let deadline = std::time::Instant::now() + wait;
         let mut left = wait;
         while let Some(message) = self.data.peek(left) {
@@ -209,10 +201,16 @@ impl Reader for TopicReader {
                 (Some(Code::PartitionEOF), Some(position)) => position.next = position.next.max(offset),
                 (None | Some(Code::PartitionEOF), _) => {}
                 (Some(code), _) if error::mends_itself(code) => {}
-                (Some(code), _) => failure = Some((code, message.error_text())),
+                // The client says it once only: it stays where it is until what lies before it is handed out.
+                (Some(_), _) if !records.is_empty() => break,
+                (Some(code), _) => {
+                    let text = message.error_text();
+                    self.data.pop();
+                    return Err(self.failed(code, &text));
+                }
             }
             self.data.pop();
-            if records.len() >= MOST || failure.is_some() {
+            if records.len() >= MOST {
                 break;
             }
             left = if records.is_empty() {
@@ -221,10 +219,7 @@ impl Reader for TopicReader {
                 Duration::ZERO
             };
         }
-        match failure {
-            Some((code, text)) if records.is_empty() => Err(self.failed(code, &text)),
-            _ => Ok(records),
-        }
+        Ok(records)
     }
 
     fn is_caught_up(&mut self) -> Result<bool, LogError> {

@@ -7,11 +7,12 @@ use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::metadata::MetadataTopic;
+use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::context::Context;
 use super::{error, ffi};
 use crate::core::names::TopicName;
-use crate::core::record::{Offset, Payload};
+use crate::core::record::{Offset, Payload, TimestampMs};
 use crate::ports::{Cleanup, LogError, TopicConfig, TopicInfo};
 
 /// What an output record must fit.
@@ -103,6 +104,31 @@ pub(super) fn watermarks(
             return found;
         }
         std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The offset of the first committed record that is not older; `None` where there is none.
+///
+/// Each partition has its own question, and its answer is looked at: a partition that the client could not ask comes back
+/// with the time where its offset would be, beside others that it could.
+pub(super) fn offset_at(
+    consumer: &BaseConsumer<Context>,
+    topic: &str,
+    partition: i32,
+    timestamp: TimestampMs,
+    wait: Duration,
+) -> KafkaResult<Option<Offset>> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, partition, KafkaOffset::Offset(timestamp.max(0)))?;
+    let found = consumer.offsets_for_times(list, wait)?;
+    // The first answer is not the last one where the client has asked twice.
+    for element in found.elements() {
+        element.error()?;
+    }
+    match found.find_partition(topic, partition).map(|element| element.offset()) {
+        Some(KafkaOffset::Offset(offset)) => Ok(Some(offset)),
+        Some(KafkaOffset::End) => Ok(None),
+        _ => Err(KafkaError::OffsetFetch(Code::InvalidTimestamp)),
     }
 }
 

@@ -152,7 +152,7 @@ pub(super) fn places(
         let element = committed.find_partition(partition.topic.as_str(), partition.partition as i32);
         // An answer that is none must not be taken for "nothing is committed".
         if let Some(refused) = element.as_ref().and_then(|element| element.error().err()) {
-            return Err(asked(&refused, partition, &format!("{what} of {partition}")));
+            return Err(asked(consumer, &refused, partition, &format!("{what} of {partition}")));
         }
         let known = element.and_then(|element| match element.offset() {
             KafkaOffset::Offset(offset) => Some(offset),
@@ -171,8 +171,9 @@ fn by_policy(
 ) -> Result<Offset, LogError> {
     let (topic, number) = (partition.topic.as_str(), partition.partition as i32);
     // Committed records only: the second is the last stable offset.
-    let (first, end) = topics::watermarks(consumer, topic, number, ASK)
-        .map_err(|e| asked(&e, partition, &format!("cannot ask where {partition} starts and ends")))?;
+    let (first, end) = topics::watermarks(consumer, topic, number, ASK).map_err(|e| {
+        asked(consumer, &e, partition, &format!("cannot ask where {partition} starts and ends"))
+    })?;
     let count = |records: u64| i64::try_from(records).unwrap_or(i64::MAX);
     Ok(match start {
         StartOffset::Earliest => first,
@@ -180,20 +181,31 @@ fn by_policy(
         StartOffset::FromStart { records } => first.saturating_add(count(records)).min(end),
         StartOffset::FromEnd { records } => end.saturating_sub(count(records)).max(first),
         StartOffset::Timestamp { timestamp } => {
-            let found = consumer
-                .offsets_for_times(list([(partition, timestamp)].into_iter()), ASK)
-                .map_err(|e| asked(&e, partition, &format!("cannot ask {partition} for a time")))?;
-            match found.find_partition(topic, number).map(|element| element.offset()) {
-                Some(KafkaOffset::Offset(offset)) => offset,
-                _ => end,
-            }
+            let what = format!("cannot ask {partition} for a time");
+            topics::offset_at(consumer, topic, number, timestamp, ASK)
+                .map_err(|e| asked(consumer, &e, partition, &what))?
+                .unwrap_or(end)
         }
     })
 }
 
-fn asked(failed: &KafkaError, partition: &TopicPartition, what: &str) -> LogError {
+fn asked(
+    consumer: &BaseConsumer<Context>,
+    failed: &KafkaError,
+    partition: &TopicPartition,
+    what: &str,
+) -> LogError {
     match error::code(failed) {
-        Some(Code::UnknownPartition | Code::UnknownTopic | Code::UnknownTopicOrPartition) => {
+        // The client says the first also of a partition that has no leader at the moment.
+        Some(Code::UnknownPartition) => match topics::partitions_of(consumer.client(), &partition.topic, ASK)
+        {
+            Ok(count) if partition.partition < count => {
+                LogError::Unavailable(format!("{what}: it has no leader, is the broker down that has it?"))
+            }
+            Ok(_) => LogError::UnknownTopic(partition.topic.clone()),
+            Err(error) => error,
+        },
+        Some(Code::UnknownTopic | Code::UnknownTopicOrPartition) => {
             LogError::UnknownTopic(partition.topic.clone())
         }
         _ => error::from_kafka(failed, what),
