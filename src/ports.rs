@@ -235,8 +235,9 @@ pub trait LaneSession {
         u64::MAX
     }
 
-    /// The offset after the last stable record of each owned partition, as far as known without asking.
-    fn end_offsets(&mut self) -> Vec<(TopicPartition, Offset)>;
+    /// Where each owned partition starts and ends, also those that are paused, as far as known without waiting. The first
+    /// offset is exact only where the partition stands still.
+    fn extents(&mut self) -> Vec<(TopicPartition, Extent)>;
 }
 
 /// A record on its way out.

@@ -84,9 +84,9 @@ fn a_copy_is_exactly_once_and_lag_ends_at_zero() {
     let group = fresh("g");
     let mut lane = Lane::open(&*log, &spec(&group, &fresh("t"), &from, &to)).unwrap();
     lane.run(LONG, |lane| lane.copied == 20_000 && lane.at_end.len() >= 4).unwrap();
-    let ends = lane.session.end_offsets();
-    assert_eq!(ends.len(), 4);
-    assert!(ends.iter().all(|(partition, end)| lane.ledger.committed(partition) == Some(*end)));
+    let extents = lane.session.extents();
+    assert_eq!(extents.len(), 4);
+    assert!(extents.iter().all(|(partition, at)| lane.ledger.committed(partition) == Some(at.end)));
     drop(lane);
     oracle::assert_copied(plain(), &from, &to);
 
@@ -355,6 +355,161 @@ fn a_paused_partition_that_comes_back_is_read() {
         drop(lane);
         oracle::assert_copied(plain(), &from, &to);
     }
+}
+
+/// The client's own figures are those of the last fetch, and count what is not committed.
+#[test]
+fn lag_of_a_partition_that_stands_still_grows_with_what_is_committed() {
+    let log = plain().log();
+    let [first, from, to] = ["lag-first", "lag", "lag-out"].map(|name| topic(&*log, name, 1));
+    fill(&*log, &from, 1, 100);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 100 && lane.at_end.len() == 1).unwrap();
+    let at = TopicPartition::new(&from, 0);
+    lane.session.pause(std::slice::from_ref(&at));
+    let mut wait_for = |wanted: Extent| {
+        let deadline = Instant::now() + LONG;
+        loop {
+            lane.step().unwrap();
+            let told = lane.session.extents();
+            if told == [(at.clone(), wanted)] {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{told:?}, not {wanted:?}");
+        }
+    };
+    fill(&*log, &from, 1, 400);
+    let committed = log.topics().extents(&from).unwrap()[0];
+    wait_for(committed);
+    // A transaction that is open.
+    fill(&*log, &first, 1, 10);
+    let mut writer = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &first, &from)).unwrap();
+    writer.commit_interval = LONG;
+    writer.run(LONG, |writer| writer.copied == 10).unwrap();
+    let sent = Instant::now();
+    while sent.elapsed() < Duration::from_secs(5) {
+        wait_for(committed);
+    }
+    // Committed, with a marker; and some of what is before it is let go.
+    writer.commit().unwrap();
+    plain().delete_records(&from, 0, 50);
+    wait_for(Extent { first: 50, end: committed.end + 11 });
+}
+
+/// The client tells a reader only once that it cannot go on, perhaps behind records that it has fetched before.
+#[test]
+fn a_reader_hears_of_an_error_behind_its_records() {
+    let log = plain().log();
+    let name = topic(&*log, "behind", 2);
+    let write = |partition, count| {
+        let record = Record::new(Some(b"k"), Some(b"v"));
+        let one = Produce { topic: name.clone(), partition: Some(partition), record };
+        log.produce(&vec![one; count]).unwrap();
+    };
+    write(1, 5);
+    let mut reader = log.reader(&name, None, ReadFrom::Start).unwrap();
+    let mut seen = 0;
+    while seen < 5 {
+        seen += reader.fetch(Duration::from_secs(1)).unwrap().len();
+    }
+    write(0, 10);
+    // They are fetched, and wait; then the other partition starts again, before the offset at which the reader is.
+    std::thread::sleep(Duration::from_secs(2));
+    log.topics().delete(&name).unwrap();
+    log.topics().create(&name, &TopicConfig { partitions: 2, ..TopicConfig::default() }).unwrap();
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(reader.fetch(Duration::from_secs(1)).unwrap().len(), 10);
+    let failed = (0..20).find_map(|_| reader.fetch(Duration::from_secs(1)).err());
+    assert!(failed.is_some());
+}
+
+/// A group waits for a member that does not say that it leaves until its session times out.
+#[test]
+fn a_lane_without_partitions_leaves_its_group_at_once() {
+    for assignor in [Assignor::Eager, Assignor::Cooperative] {
+        let mut config = plain().config();
+        config.assignor = assignor;
+        let log = KafkaLog::connect(config).unwrap();
+        let (from, to) = (topic(&*log, "spare", 1), topic(&*log, "spare-out", 1));
+        let group = fresh("g");
+        let mut lane = Lane::open(&*log, &spec(&group, &fresh("t"), &from, &to)).unwrap();
+        lane.run(LONG, |lane| lane.assigned.len() == 1).unwrap();
+        let mut spare = Lane::open(&*log, &spec(&group, &fresh("t"), &from, &to)).unwrap();
+        let group: ConsumerGroup = group.parse().unwrap();
+        let (joined, members) = (Instant::now(), || log.offsets().members(&group).unwrap());
+        while members() != 2 || joined.elapsed() < Duration::from_secs(3) {
+            assert!(joined.elapsed() < LONG, "{assignor:?}: {} members", members());
+            lane.step().unwrap();
+            spare.step().unwrap();
+        }
+        // Whichever has none.
+        if lane.assigned.is_empty() {
+            std::mem::swap(&mut lane, &mut spare);
+        }
+        assert_eq!((lane.assigned.len(), spare.assigned.len()), (1, 0), "{assignor:?}");
+        drop(spare);
+        let left = Instant::now();
+        while members() != 1 {
+            assert!(left.elapsed() < short().session / 2, "{assignor:?}: it did not say that it leaves");
+            lane.step().unwrap();
+        }
+    }
+}
+
+/// The client joins anew by itself when its topics change, also while the lane owes the group an answer. What it has done in
+/// the generation before may have been given to another.
+#[test]
+fn nothing_is_committed_in_a_generation_that_the_lane_does_not_know() {
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "moved-on", 1), topic(&*log, "moved-on-out", 2));
+    fill(&*log, &from, 1, 100);
+    let group = fresh("g");
+    let mut lane = Lane::open(&*log, &spec(&group, "second", &from, &to)).unwrap();
+    lane.commit_interval = LONG;
+    lane.run(LONG, |lane| lane.copied == 100).unwrap();
+    // Members have their partitions in the order of their names: the first partition goes to this one.
+    let mut other = Lane::open(&*log, &spec(&group, "first", &from, &to)).unwrap();
+    let deadline = Instant::now() + LONG;
+    let mut batch = Batch::default();
+    while !matches!(lane.session.poll(&mut batch, Duration::from_millis(20)), Event::Revoking { .. }) {
+        assert!(Instant::now() < deadline, "the group does not ask");
+        other.step().unwrap();
+    }
+    // While the lane is busy with its answer.
+    log.topics().grow(&from, 2).unwrap();
+    other.run(LONG, |other| other.copied == 100 && other.at_end.len() == 1).unwrap();
+    other.commit().unwrap();
+    if let Err(error) = lane.session.ack_commit(&lane.ledger) {
+        println!("refused: {error}");
+        lane.session.rewind().unwrap();
+    }
+    lane.session.release();
+    drop((lane, other));
+    oracle::assert_copied(plain(), &from, &to);
+}
+
+/// A static member whose name another takes: two that fight for it would take turns for ever.
+#[test]
+fn a_static_member_gives_way_to_its_successor() {
+    let mut config = plain().config();
+    config.static_membership = true;
+    let log = KafkaLog::connect(config).unwrap();
+    let (from, to) = (topic(&*log, "static", 1), topic(&*log, "static-out", 1));
+    let spec = spec(&fresh("g"), &fresh("t"), &from, &to);
+    let mut lane = Lane::open(&*log, &spec).unwrap();
+    lane.run(LONG, |lane| lane.assigned.len() == 1).unwrap();
+    let mut successor = Lane::open(&*log, &spec).unwrap();
+    let deadline = Instant::now() + LONG;
+    let mut ended = None;
+    while ended.is_none() || successor.assigned.is_empty() {
+        assert!(Instant::now() < deadline, "ended: {ended:?}; {} taken over", successor.assigned.len());
+        successor.step().unwrap();
+        if ended.is_none() {
+            ended = lane.step().err();
+        }
+    }
+    assert_eq!(ended.map(|error| error.disposition()), Some(Disposition::Fenced));
+    assert_eq!((lane.rewinds, successor.rewinds), (0, 0), "they did not fight");
 }
 
 /// What is left of a recovery where a lane has nothing, or nothing that may go on.
@@ -706,6 +861,36 @@ fn the_topics_of_coproc_are_made_as_they_have_to_be_and_looked_at() {
     support::wait_for("the refusal", || try_to_start_node(&log).err().filter(refused));
     set("compact");
     support::wait_for("the start", || try_to_start_node(&log).ok()).stop();
+    a_partition_without_a_leader_is_waited_for(&cluster);
+}
+
+/// Where it starts nobody can say, but there is no doubt that it exists.
+fn a_partition_without_a_leader_is_waited_for(cluster: &Cluster) {
+    let log = cluster.log();
+    let (from, to): (TopicName, TopicName) =
+        (fresh("headless").parse().unwrap(), topic(&*log, "headless-out", 3));
+    let create = ["--create", "--topic", from.as_str(), "--partitions", "3", "--replication-factor", "1"];
+    cluster.tool("org.apache.kafka.tools.TopicCommand", &create);
+    fill(&*log, &from, 3, 300);
+    cluster.kill(3);
+    let spec = spec(&fresh("g"), &fresh("t"), &from, &to);
+    let mut lane = support::wait_for("the lane", || Lane::open(&*log, &spec).ok());
+    let mut batch = Batch::default();
+    let deadline = Instant::now() + LONG;
+    let told = loop {
+        assert!(Instant::now() < deadline, "nothing is said");
+        if let Event::Failed(error) = lane.session.poll(&mut batch, Duration::from_millis(100))
+            && error.to_string().contains("leader")
+        {
+            break error;
+        }
+    };
+    assert_eq!(told.disposition(), Disposition::Transient, "{told}");
+    cluster.restart(3);
+    lane.run(LONG, |lane| lane.copied == 300).unwrap();
+    lane.commit().unwrap();
+    drop(lane);
+    oracle::assert_copied(cluster, &from, &to);
 }
 
 #[test]

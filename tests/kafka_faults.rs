@@ -14,24 +14,38 @@ mod proxy;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use coproc::core::deployment::StartOffset;
 use coproc::core::ledger::TopicPartition;
 use coproc::core::names::TopicName;
-use coproc::core::record::{Batch, Record};
+use coproc::core::record::{Batch, Offset, Record};
 use coproc::kafka::{Assignor, KafkaConfig, KafkaLog};
 use coproc::ports::{Emit, Event, History, Log, LogError, Placement};
 
 use self::cluster::{Cluster, fill, fresh, plain, short, topic};
 use self::lane::{Lane, spec};
-use self::proxy::{Lie, Proxy};
+use self::proxy::{END_TXN, Lie, Proxy, TXN_OFFSET_COMMIT};
 
 const LONG: Duration = Duration::from_secs(90);
 
+/// Fail points are those of the whole process.
+static FAILPOINTS: RwLock<()> = RwLock::new(());
+
+/// For a test that sets some.
+fn alone() -> impl Drop {
+    FAILPOINTS.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// For a test that must not meet those of another.
+fn beside_others() -> impl Drop {
+    FAILPOINTS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Lanes that come and go while others copy.
 fn storm(assignor: Assignor) {
+    let _guard = beside_others();
     let mut config = plain().config();
     config.assignor = assignor;
     let log = KafkaLog::connect(config).unwrap();
@@ -79,6 +93,7 @@ fn an_eager_storm_of_rebalances_loses_and_repeats_nothing() {
 /// too far.
 #[test]
 fn a_partition_that_stays_in_a_cooperative_rebalance_loses_no_record() {
+    let _guard = beside_others();
     let mut config = plain().config();
     config.assignor = Assignor::Cooperative;
     let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
@@ -128,6 +143,7 @@ impl History for Removed {
 /// A partition whose committed offset is gone is owned, and unknown to the client, which takes it for an error to give it up.
 #[test]
 fn partitions_that_stand_still_change_hands_in_a_cooperative_group() {
+    let _guard = beside_others();
     let mut config = plain().config();
     config.assignor = Assignor::Cooperative;
     let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
@@ -165,6 +181,7 @@ fn partitions_that_stand_still_change_hands_in_a_cooperative_group() {
 /// Whoever has one cannot seek it. That is no reason to leave the group, again and again.
 #[test]
 fn partitions_out_of_range_leave_a_cooperative_group_in_peace() {
+    let _guard = beside_others();
     let mut config = plain().config();
     config.assignor = Assignor::Cooperative;
     let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
@@ -209,14 +226,11 @@ fn a_cooperative_storm_of_rebalances_loses_and_repeats_nothing() {
     storm(Assignor::Cooperative);
 }
 
-/// Failpoints are the process's.
-static FAILPOINTS: Mutex<()> = Mutex::new(());
-
 /// While nothing can be committed, not even where it started, records come: a lane that asked its policy anew would
 /// leave them out.
 #[test]
 fn a_rewind_before_the_first_commit_goes_back_to_where_it_started() {
-    let _guard = FAILPOINTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _guard = alone();
     let log = plain().log();
     let (from, to) = (topic(&*log, "early", 1), topic(&*log, "early-out", 1));
     fill(&*log, &from, 1, 100);
@@ -239,7 +253,7 @@ fn a_rewind_before_the_first_commit_goes_back_to_where_it_started() {
 /// What was emitted before its transaction could begin, and then could not be handed over, is not committed without it.
 #[test]
 fn what_could_not_be_handed_over_is_not_committed() {
-    let _guard = FAILPOINTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _guard = alone();
     let log = plain().log();
     let (from, to) = (topic(&*log, "held", 1), topic(&*log, "held-out", 1));
     fill(&*log, &from, 1, 1);
@@ -270,7 +284,7 @@ fn what_could_not_be_handed_over_is_not_committed() {
 /// Only who knows the ends of a partition can say that an offset lies outside.
 #[test]
 fn a_broker_that_does_not_answer_is_no_proof_that_records_are_gone() {
-    let _guard = FAILPOINTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _guard = alone();
     let log = plain().log();
     let (from, to) = (topic(&*log, "ends", 1), topic(&*log, "ends-out", 1));
     let group = fresh("g");
@@ -305,7 +319,7 @@ fn delayed_commit(cluster: &Cluster, proxy: &Proxy) -> (TopicName, TopicName) {
     let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
     lane.commit_interval = LONG;
     lane.run(LONG, |lane| lane.copied == 500).unwrap();
-    proxy.hold_next();
+    proxy.hold_next(END_TXN);
     lane.commit().unwrap();
     fill(&*log, &from, 1, 500);
     lane.run(LONG, |lane| lane.copied == 1000).unwrap();
@@ -321,7 +335,7 @@ fn delayed_commit(cluster: &Cluster, proxy: &Proxy) -> (TopicName, TopicName) {
 
 #[test]
 fn a_late_commit_of_an_earlier_transaction_does_no_harm() {
-    let _guard = FAILPOINTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _guard = alone();
     let proxy = Proxy::start();
     let cluster = Cluster::start("proxied", &["--proxy", &proxy.port.to_string()]);
 
@@ -335,6 +349,46 @@ fn a_late_commit_of_an_earlier_transaction_does_no_harm() {
     // The rule on.
     let (from, to) = delayed_commit(&cluster, &proxy);
     oracle::assert_copied(&cluster, &from, &to);
+}
+
+/// The offsets of one transaction are held back, the client sends them again and goes on, and then the first request arrives
+/// between the offsets of the next transaction and its end. Where the group is said to stand after it.
+fn delayed_offsets(proxy: &Proxy) -> Offset {
+    let log = KafkaLog::connect(through(proxy)).unwrap();
+    let (from, to) = (topic(&*log, "late-offsets", 1), topic(&*log, "late-offsets-out", 1));
+    fill(&*log, &from, 1, 500);
+    let spec = spec(&fresh("g"), &fresh("t"), &from, &to);
+    let mut lane = Lane::open(&*log, &spec).unwrap();
+    lane.commit_interval = LONG;
+    lane.run(LONG, |lane| lane.copied == 500).unwrap();
+    proxy.hold_next(TXN_OFFSET_COMMIT);
+    lane.commit().unwrap();
+    fill(&*log, &from, 1, 500);
+    lane.run(LONG, |lane| lane.copied == 1000).unwrap();
+    let held = proxy.clone();
+    let after_offsets = move || {
+        held.release();
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    fail::cfg_callback("kafka-after-offsets", after_offsets).unwrap();
+    let committed = lane.session.ack_commit(&lane.ledger);
+    fail::remove("kafka-after-offsets");
+    committed.unwrap();
+    let partition = TopicPartition::new(&from, 0);
+    log.offsets().committed(&spec.group).unwrap()[&partition]
+}
+
+#[test]
+fn late_offsets_of_an_earlier_transaction_do_no_harm() {
+    let _guard = alone();
+    let proxy = Proxy::start();
+    let _cluster = Cluster::start("late", &["--proxy", &proxy.port.to_string()]);
+    // The rule off: the next owner would do 500 records again.
+    fail::cfg("kafka-no-taint", "return").unwrap();
+    assert_eq!(delayed_offsets(&proxy), 500, "the detector must see the old offset");
+    fail::remove("kafka-no-taint");
+    // The rule on.
+    assert_eq!(delayed_offsets(&proxy), 1_000);
 }
 
 /// Whether brokers that said that there are none cut the connections too.
@@ -391,6 +445,7 @@ fn denied(cluster: &Cluster, proxy: &Proxy, cut: Cut, rest: Duration) {
 /// (<https://github.com/confluentinc/librdkafka/issues/5301>).
 #[test]
 fn clients_that_were_told_of_no_brokers_find_them_again() {
+    let _guard = beside_others();
     let proxy = Proxy::start();
     let cluster = Cluster::start("denied", &["--proxy", &proxy.port.to_string()]);
     denied(&cluster, &proxy, Cut::Yes, Duration::ZERO);
@@ -401,6 +456,7 @@ fn clients_that_were_told_of_no_brokers_find_them_again() {
 /// (<https://github.com/confluentinc/librdkafka/issues/5456>): the lane must not.
 #[test]
 fn offsets_that_nobody_takes_hold_a_lane_up_no_longer_than_a_commit_may() {
+    let _guard = beside_others();
     let proxy = Proxy::start();
     let cluster = Cluster::start("unanswered", &["--proxy", &proxy.port.to_string()]);
     let config = through(&proxy);

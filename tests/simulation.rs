@@ -21,8 +21,8 @@ use coproc::node::guest_logs::NoLines;
 use coproc::node::lane::{End, Lane, LaneParts, Turn};
 use coproc::node::plan::{ChainPlan, LanePlan, StepPlan, guest_limits};
 use coproc::ports::{
-    Clock, Emit, Event, Guest, GuestClass, GuestFailure, GuestLines, GuestSpec, LaneSession, LogError,
-    Program, Run, RunBudget, TopicConfig,
+    Clock, Emit, Event, Extent, Guest, GuestClass, GuestFailure, GuestLines, GuestSpec, LaneSession,
+    LogError, Program, Run, RunBudget, TopicConfig,
 };
 use coproc::telemetry::metrics::NodeMetrics;
 
@@ -324,9 +324,10 @@ impl LaneSession for Session {
         self.room
     }
 
-    fn end_offsets(&mut self) -> Vec<(TopicPartition, Offset)> {
+    fn extents(&mut self) -> Vec<(TopicPartition, Extent)> {
         let world = self.world.borrow();
-        self.owned.keys().map(|at| (at.clone(), world.inputs[&at.partition].len() as Offset)).collect()
+        let end = |at: &TopicPartition| world.inputs[&at.partition].len() as Offset;
+        self.owned.keys().map(|at| (at.clone(), Extent { first: 0, end: end(at) })).collect()
     }
 }
 

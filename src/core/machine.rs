@@ -38,6 +38,8 @@ enum Trouble {
     Retrying { offset: Offset, attempt: u32 },
     /// The record at `offset` failed for good; the partition stands.
     Halted { offset: Offset },
+    /// The partition went to somebody else while the record at `offset` was to be tried again. It may come back.
+    Away { offset: Offset, attempt: u32 },
 }
 
 /// What is done about a record that a guest failed at.
@@ -144,7 +146,9 @@ impl Machine {
     pub fn attempts(&self, partition: &TopicPartition, offset: Offset) -> u32 {
         match self.troubles.get(partition) {
             Some(
-                Trouble::BackingOff { offset: at, attempt, .. } | Trouble::Retrying { offset: at, attempt },
+                Trouble::BackingOff { offset: at, attempt, .. }
+                | Trouble::Retrying { offset: at, attempt }
+                | Trouble::Away { offset: at, attempt },
             ) if *at == offset => *attempt,
             _ => 0,
         }
@@ -153,8 +157,12 @@ impl Machine {
     /// Everything before `next` went through: a retry that was under way is over.
     pub fn progressed(&mut self, partition: &TopicPartition, next: Offset) {
         let over = match self.troubles.get(partition) {
-            Some(Trouble::Retrying { offset, .. } | Trouble::BackingOff { offset, .. }) => *offset < next,
-            _ => false,
+            Some(
+                Trouble::Retrying { offset, .. }
+                | Trouble::BackingOff { offset, .. }
+                | Trouble::Away { offset, .. },
+            ) => *offset < next,
+            Some(Trouble::Halted { .. }) | None => false,
         };
         if over {
             self.troubles.remove(partition);
@@ -188,10 +196,19 @@ impl Machine {
         due.chain(recover).min()
     }
 
-    /// Partitions went to somebody else: their troubles are theirs now.
+    /// Partitions went to somebody else. Should they come back, as when only the clients were made anew, a record that fails
+    /// again keeps its count.
     pub fn revoked(&mut self, partitions: &[TopicPartition]) {
         for partition in partitions {
-            self.troubles.remove(partition);
+            let away = match self.troubles.remove(partition) {
+                Some(
+                    Trouble::BackingOff { offset, attempt, .. }
+                    | Trouble::Retrying { offset, attempt }
+                    | Trouble::Away { offset, attempt },
+                ) => Trouble::Away { offset, attempt },
+                Some(Trouble::Halted { .. }) | None => continue,
+            };
+            self.troubles.insert(partition.clone(), away);
         }
     }
 
@@ -210,7 +227,8 @@ impl Machine {
 
     /// Whether any partition waits for, or is in, a retry.
     pub fn is_retrying(&self) -> bool {
-        let retrying = |trouble: &Trouble| !matches!(trouble, Trouble::Halted { .. });
+        let retrying =
+            |trouble: &Trouble| matches!(trouble, Trouble::BackingOff { .. } | Trouble::Retrying { .. });
         self.troubles.values().any(retrying)
     }
 
@@ -234,14 +252,19 @@ impl Machine {
         LogVerdict::RewindAt(until)
     }
 
-    /// The session was rewound: guests are made anew, and what waited is read again. A record that failed before
-    /// keeps its count: a log that fails now and then must not let a poison record loop for ever.
-    pub fn rewound(&mut self) {
+    /// What waited is read again, with fresh guests. A record that failed before keeps its count: a log that fails now and
+    /// then must not let a poison record loop for ever.
+    pub fn reread(&mut self) {
         for trouble in self.troubles.values_mut() {
             if let Trouble::BackingOff { offset, attempt, .. } = *trouble {
                 *trouble = Trouble::Retrying { offset, attempt };
             }
         }
+    }
+
+    /// The session was rewound: the lane goes on.
+    pub fn rewound(&mut self) {
+        self.reread();
         if matches!(self.phase, Phase::Recovering { .. }) {
             self.phase = Phase::Running;
         }
@@ -316,6 +339,34 @@ mod tests {
         assert_eq!(machine.take_due(ms(1000)).len(), 1);
         assert_eq!(machine.guest_failed(&at, 9, ms(0), 0.0), Verdict::Skip);
         assert!(machine.may_process(&at));
+    }
+
+    #[test]
+    fn a_record_keeps_its_count_where_its_partition_goes_and_comes_back() {
+        let (mut machine, at) = (machine(3, OnExhausted::Fail), partition(0));
+        machine.guest_failed(&at, 7, ms(0), 0.5);
+        machine.revoked(std::slice::from_ref(&at));
+        assert!(!machine.is_retrying() && machine.next_wake().is_none(), "it is not ours");
+        assert!(machine.may_process(&at));
+        assert_eq!((machine.attempts(&at, 7), machine.attempts(&at, 8)), (1, 0));
+        machine.guest_failed(&at, 7, ms(0), 0.5);
+        assert_eq!(machine.attempts(&at, 7), 2);
+        machine.revoked(std::slice::from_ref(&at));
+        machine.progressed(&at, 8);
+        assert_eq!(machine.attempts(&at, 7), 0, "it went through");
+        machine.halt(&at, 9);
+        machine.revoked(std::slice::from_ref(&at));
+        assert_eq!(machine.halted_at(&at), None, "its next owner tries");
+    }
+
+    #[test]
+    fn what_is_read_again_waits_no_longer() {
+        let (mut machine, at) = (machine(3, OnExhausted::Fail), partition(0));
+        machine.guest_failed(&at, 7, ms(0), 0.5);
+        assert!(!machine.may_process(&at));
+        machine.reread();
+        assert!(machine.may_process(&at) && machine.is_retrying());
+        assert_eq!(machine.attempts(&at, 7), 1);
     }
 
     #[test]

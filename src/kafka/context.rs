@@ -30,8 +30,8 @@ const STRANDED: Duration = Duration::from_secs(5);
 /// A change of ownership that waits for its answer.
 #[derive(Debug)]
 pub(super) enum Rebalance {
-    Assign(Vec<(String, u32)>),
-    Revoke { partitions: Vec<(String, u32)>, lost: bool },
+    Assign { partitions: Vec<(String, u32)>, generation: Option<i32> },
+    Revoke { partitions: Vec<(String, u32)>, lost: bool, generation: Option<i32> },
 }
 
 /// A record that did not arrive.
@@ -103,6 +103,11 @@ impl Context {
 
     pub(super) fn next_rebalance(&self) -> Option<Rebalance> {
         self.rebalances.lock().pop_front()
+    }
+
+    /// Whether one waits to be taken.
+    pub(super) fn has_rebalance(&self) -> bool {
+        !self.rebalances.lock().is_empty()
     }
 
     pub(super) fn take_undelivered(&self) -> Option<Undelivered> {
@@ -237,10 +242,11 @@ impl ConsumerContext for Context {
         }
         let elements = partitions.elements();
         let partitions = elements.iter().map(|e| (e.topic().to_owned(), e.partition() as u32)).collect();
+        let generation = ffi::generation(consumer.client().native_ptr());
         let rebalance = if is_assign {
-            Rebalance::Assign(partitions)
+            Rebalance::Assign { partitions, generation }
         } else {
-            Rebalance::Revoke { partitions, lost: consumer.assignment_lost() }
+            Rebalance::Revoke { partitions, lost: consumer.assignment_lost(), generation }
         };
         self.rebalances.lock().push_back(rebalance);
     }

@@ -7,6 +7,7 @@
 
 mod calls;
 mod configs;
+mod ends;
 mod group;
 
 use std::ffi::{CStr, CString, c_void};
@@ -20,7 +21,8 @@ pub(super) use self::calls::{
     add_brokers, cached_watermarks, commit, describe_topic, events, flush, set_login, set_token,
 };
 pub(super) use self::configs::{Settings, topic_settings};
-pub(super) use self::group::{is_member, members};
+pub(super) use self::ends::{Asked, Which};
+pub(super) use self::group::{generation, members};
 use crate::core::record::{Header, Headers, Offset, TimestampMs};
 
 /// A librdkafka client, borrowed for the time of a call.

@@ -3,6 +3,7 @@
 //! Lives on the lane's thread from birth to death; every blocking call of librdkafka happens in here. Called
 //! by the lane alone.
 
+mod ends;
 mod held;
 mod intake;
 mod messages;
@@ -25,7 +26,7 @@ use crate::core::disposition::Disposition;
 use crate::core::ledger::{Ledger, TopicPartition};
 use crate::core::names::TopicName;
 use crate::core::record::{Batch, Offset};
-use crate::ports::{Emit, Event, History, LaneSession, LaneSpec, LogError, TopicConfig};
+use crate::ports::{Emit, Event, Extent, History, LaneSession, LaneSpec, LogError, TopicConfig};
 
 /// How a session commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,9 +140,9 @@ impl Session {
         let done = match self.mode {
             Mode::ExactlyOnce => {
                 // Fresh for every commit: it carries the generation, by which the broker fences a zombie.
-                let group = intake
-                    .group_metadata()
-                    .ok_or_else(|| LogError::Unavailable("the lane is in no group".to_owned()))?;
+                let group = intake.group_metadata().ok_or_else(|| {
+                    LogError::Unavailable("the lane is in no group, or the group has moved on".to_owned())
+                })?;
                 self.outlet.commit(list, group)
             }
             Mode::AtLeastOnce => self
@@ -168,6 +169,7 @@ impl LaneSession for Session {
     fn poll(&mut self, batch: &mut Batch, wait: Duration) -> Event {
         self.outlet.serve();
         self.look_at_credentials();
+        self.stale |= self.intake.as_ref().is_some_and(Intake::is_confused);
         if self.stale && self.lost.is_empty() {
             self.lost = self.intake.iter().flat_map(Intake::owned).cloned().collect();
             if !self.lost.is_empty() {
@@ -265,7 +267,7 @@ impl LaneSession for Session {
         self.intake.as_ref().map(Intake::starts).unwrap_or_default()
     }
 
-    fn end_offsets(&mut self) -> Vec<(TopicPartition, Offset)> {
-        self.intake.as_ref().map(Intake::end_offsets).unwrap_or_default()
+    fn extents(&mut self) -> Vec<(TopicPartition, Extent)> {
+        self.intake.as_mut().map(Intake::extents).unwrap_or_default()
     }
 }

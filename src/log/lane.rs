@@ -16,7 +16,7 @@ use crate::log::request::{Fence, OffsetChange};
 use crate::log::signal::Signal;
 use crate::log::store::Store;
 use crate::log::transaction::Transaction;
-use crate::ports::{Emit, Event, LaneSession, LaneSpec, LogError, Placement};
+use crate::ports::{Emit, Event, Extent, LaneSession, LaneSpec, LogError, Placement};
 
 /// Output bytes after which it is to be committed: they are kept in memory until then.
 const COMMIT_BYTES: u64 = 16 << 20;
@@ -348,11 +348,11 @@ impl LaneSession for Lane {
         COMMIT_BYTES
     }
 
-    fn end_offsets(&mut self) -> Vec<(TopicPartition, Offset)> {
-        let end = |(at, slot): (&TopicPartition, &Slot)| {
-            slot.topic.partition(at.partition).ok().map(|partition| (at.clone(), partition.extent().end))
+    fn extents(&mut self) -> Vec<(TopicPartition, Extent)> {
+        let extent = |(at, slot): (&TopicPartition, &Slot)| {
+            slot.topic.partition(at.partition).ok().map(|partition| (at.clone(), partition.extent()))
         };
-        self.slots.iter().filter_map(end).collect()
+        self.slots.iter().filter_map(extent).collect()
     }
 }
 

@@ -49,6 +49,11 @@ impl Cluster {
         order(&["restart", self.dir.to_str().expect("a path of ours"), &broker.to_string()]);
     }
 
+    /// Ends a broker as by a power cut.
+    pub fn kill(&self, broker: u32) {
+        order(&["kill", self.dir.to_str().expect("a path of ours"), &broker.to_string()]);
+    }
+
     /// Makes a new authority and new certificates; brokers take them up when they restart.
     pub fn make_certificates(&self) {
         order(&["certificates", self.dir.to_str().expect("a path of ours")]);

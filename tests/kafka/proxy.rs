@@ -1,5 +1,5 @@
-//! A proxy between client and broker that can hold back the request to end a transaction, lose offsets, hide that the
-//! broker has transactions, or say that there are no brokers.
+//! A proxy between client and broker that can hold back a request of a transaction, lose offsets, hide that the broker has
+//! transactions, or say that there are no brokers.
 #![allow(dead_code, reason = "not every test binary that shares this file needs all of it")]
 
 use std::collections::HashMap;
@@ -13,10 +13,12 @@ use std::thread;
 /// API keys of `Metadata` and `ApiVersions`.
 const METADATA: i16 = 3;
 const API_VERSIONS: i16 = 18;
+/// API key of `FindCoordinator`.
+const FIND_COORDINATOR: i16 = 10;
 /// API key of `EndTxn`.
-const END_TXN: i16 = 26;
+pub const END_TXN: i16 = 26;
 /// API key of `TxnOffsetCommit`.
-const TXN_OFFSET_COMMIT: i16 = 28;
+pub const TXN_OFFSET_COMMIT: i16 = 28;
 /// API keys of `AddPartitionsToTxn`, `AddOffsetsToTxn`, `EndTxn` and `TxnOffsetCommit`.
 const OF_TRANSACTIONS: [i16; 4] = [24, 25, END_TXN, TXN_OFFSET_COMMIT];
 
@@ -31,11 +33,14 @@ pub enum Lie {
     NoBrokers,
     /// Offsets of transactions get lost on the way.
     NoOffsets,
+    /// Nobody says who coordinates a group.
+    NoCoordinator,
 }
 
 #[derive(Default)]
 struct State {
-    armed: bool,
+    /// The API key of the request that is held next.
+    armed: Option<i16>,
     held: Option<(TcpStream, Vec<u8>)>,
     lie: Lie,
     /// The clients that were told that there are no brokers.
@@ -47,6 +52,7 @@ struct State {
 type Asked = Arc<Mutex<HashMap<[u8; 4], (i16, String)>>>;
 
 /// Listens on one port and forwards to the next.
+#[derive(Clone)]
 pub struct Proxy {
     pub port: u16,
     state: Arc<Mutex<State>>,
@@ -105,9 +111,9 @@ impl Proxy {
         self.state.lock().unwrap().denied.clone()
     }
 
-    /// The next request to end a transaction is held, and its connection cut: the client will ask again.
-    pub fn hold_next(&self) {
-        self.state.lock().unwrap().armed = true;
+    /// The next request with this API key is held, and its connection cut: the client will ask again.
+    pub fn hold_next(&self, key: i16) {
+        self.state.lock().unwrap().armed = Some(key);
     }
 
     /// Sends the held request on to the broker.
@@ -199,11 +205,16 @@ fn forward(mut client: TcpStream, mut broker: TcpStream, state: &Mutex<State>, a
         let client_id = String::from_utf8_lossy(client_id).into_owned();
         asked.lock().unwrap().insert(correlation, (key, client_id));
         let mut state = state.lock().unwrap();
-        if key == TXN_OFFSET_COMMIT && state.lie == Lie::NoOffsets {
+        let is_lost = match state.lie {
+            Lie::NoOffsets => key == TXN_OFFSET_COMMIT,
+            Lie::NoCoordinator => key == FIND_COORDINATOR,
+            Lie::None | Lie::NoTransactions | Lie::NoBrokers => false,
+        };
+        if is_lost {
             continue;
         }
-        if key == END_TXN && state.armed {
-            state.armed = false;
+        if state.armed == Some(key) {
+            state.armed = None;
             state.held = Some((broker, frame));
             let _ = client.shutdown(Shutdown::Both);
             return;

@@ -228,7 +228,7 @@ fn paused_partitions_are_silent() {
     assert_eq!([lane.poll(), lane.poll(), lane.poll()], ["1:x", "end 1 1", "idle"]);
     lane.session.resume(&zero);
     assert_eq!([lane.poll(), lane.poll()], ["0:a", "end 0 1"]);
-    let ends: Vec<_> = lane.session.end_offsets().into_iter().map(|(_, end)| end).collect();
+    let ends: Vec<_> = lane.session.extents().into_iter().map(|(_, extent)| extent.end).collect();
     assert_eq!(ends, [1, 1]);
 }
 

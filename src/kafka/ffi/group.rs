@@ -29,20 +29,20 @@ pub(in crate::kafka) fn members(client: Client, group: &str, wait: Duration) -> 
     }
 }
 
-/// Whether a consumer is in its group: it has a member id and a generation. Offsets that come without both a broker takes
-/// from anybody, whoever owns the partitions now.
-pub(in crate::kafka) fn is_member(client: Client) -> bool {
+/// The generation in which a consumer is in its group; `None` without a member id or a generation. Offsets that come
+/// without both a broker takes from anybody, whoever owns the partitions now.
+pub(in crate::kafka) fn generation(client: Client) -> Option<i32> {
     // SAFETY: the client is alive; the metadata is destroyed here, and its texts live as long.
     unsafe {
         let metadata = rd::rd_kafka_consumer_group_metadata(client);
         if metadata.is_null() {
-            return false;
+            return None;
         }
         let generation = rd::rd_kafka_consumer_group_metadata_generation_id(metadata);
         let member = rd::rd_kafka_consumer_group_metadata_member_id(metadata);
         let is_member = generation >= 0 && !member.is_null() && !CStr::from_ptr(member).is_empty();
         rd::rd_kafka_consumer_group_metadata_destroy(metadata);
-        is_member
+        is_member.then_some(generation)
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
@@ -11,6 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use tracing::{info, warn};
 
+use super::ends::Ends;
 use super::messages::{ClientSide, Slot, concerns, find, on_partition_error, owned_partitions, push};
 use super::start::{self, Memory, Place};
 use crate::core::ledger::TopicPartition;
@@ -20,28 +22,42 @@ use crate::kafka::config::{Assignor, KafkaConfig};
 use crate::kafka::context::{Context, Rebalance};
 use crate::kafka::error;
 use crate::kafka::ffi::{self, DataQueue};
-use crate::ports::{Event, LaneSpec, LogError};
+use crate::ports::{Event, Extent, LaneSpec, LogError};
 
-/// The consumer and what it owns. Fields are dropped in their order: the queue before its client.
+/// The consumer and what it owns. Fields are dropped in their order: queues before their client.
 pub(super) struct Intake {
     data: DataQueue,
+    ends: Ends,
     consumer: Arc<BaseConsumer<Context>>,
     assignor: Assignor,
     slots: Vec<Slot>,
     /// Topic and partition of the last message, and its slot: messages come in long runs.
     cursor: Option<(usize, u32, usize)>,
     assigning: Option<Vec<TopicPartition>>,
+    /// Since when it is not known where what is being assigned starts.
+    asking: Option<Instant>,
+    /// Whether a rebalance waits for an answer.
+    is_owing: bool,
     /// What the group asks for, until it is released; it asks a member that has none, too.
     revoking: Option<Vec<TopicPartition>>,
     /// Partitions whose committed offset is gone, of which the lane does not know yet.
     gone: VecDeque<TopicPartition>,
     failure: Option<LogError>,
+    /// The generation that what is owned must be committed in; of a cooperative group, which moves on while partitions stay,
+    /// only while some are to be given up.
+    generation: Option<i32>,
+    is_confused: bool,
     budget: Duration,
 }
 
 /// How long a look for rebalances may be put off by waiting for records.
 const SLICE: Duration = Duration::from_millis(50);
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the lane only waits until it is known where partitions start. A transaction that the last owner left open holds
+/// the answer back for as long as it may last.
+const IN_SILENCE: Duration = Duration::from_secs(20);
+/// How long a member without partitions may take to say that it leaves.
+const SAY_GOODBYE: Duration = Duration::from_secs(1);
 
 impl Intake {
     pub(super) fn open(config: &KafkaConfig, spec: &LaneSpec) -> Result<Self, LogError> {
@@ -71,14 +87,19 @@ impl Intake {
         let slots = spec.max_records.clamp(1, 10_000);
         Ok(Self {
             data: DataQueue::new(consumer.client().native_ptr(), slots),
+            ends: Ends::default(),
             consumer: Arc::new(consumer),
             assignor: config.assignor,
             slots: Vec::new(),
             cursor: None,
             assigning: None,
+            asking: None,
+            is_owing: false,
             revoking: None,
             gone: VecDeque::new(),
             failure: None,
+            generation: None,
+            is_confused: false,
             budget: config.timing.commit_budget(),
         })
     }
@@ -87,11 +108,14 @@ impl Intake {
         self.consumer.client().native_ptr()
     }
 
-    /// By what a broker knows a member of the present generation; `None` for one that it put out of the group. That one
-    /// is not let in again before the lane has let go, so the second look sees what the first one took.
+    /// By what a broker knows a member of the generation in which it was given its partitions; `None` for one that it put out
+    /// of the group. It looks twice: the client may join again by itself, and what it owned in the generation before may
+    /// have another owner in the next.
     pub(super) fn group_metadata(&self) -> Option<ConsumerGroupMetadata> {
         let metadata = self.consumer.group_metadata();
-        metadata.filter(|_| ffi::is_member(self.client()))
+        let generation = ffi::generation(self.client());
+        let is_own = generation.is_some() && self.generation.is_none_or(|own| generation == Some(own));
+        metadata.filter(|_| is_own)
     }
 
     pub(super) fn owned(&self) -> impl Iterator<Item = &TopicPartition> {
@@ -151,13 +175,12 @@ impl Intake {
             return Some(Event::Failed(failure));
         }
         match self.consumer.context().next_rebalance() {
-            Some(Rebalance::Assign(partitions)) => {
-                self.assigning = Some(owned_partitions(&partitions));
+            Some(Rebalance::Assign { partitions, generation }) => {
+                self.given(owned_partitions(&partitions), generation);
             }
-            Some(Rebalance::Revoke { partitions, lost }) => {
+            Some(Rebalance::Revoke { partitions, lost, generation }) => {
                 let partitions = owned_partitions(&partitions);
-                self.data.retain(|message| !concerns(message, &partitions));
-                self.revoking = Some(partitions.clone());
+                self.asked_for(&partitions, generation);
                 return Some(Event::Revoking { partitions, lost });
             }
             None => {}
@@ -165,13 +188,57 @@ impl Intake {
         self.assigning.is_some().then(|| self.assign(spec, memory)).flatten()
     }
 
+    /// The group gives partitions. The client may have joined anew before the lane answered what it was given before.
+    fn given(&mut self, partitions: Vec<TopicPartition>, generation: Option<i32>) {
+        self.is_owing = true;
+        match self.assignor {
+            Assignor::Eager => {
+                // It is all that it has, and was given without being asked for what it had.
+                self.is_confused |= !self.slots.is_empty();
+                self.generation = generation;
+                self.assigning = Some(partitions);
+            }
+            // These are but the new ones.
+            Assignor::Cooperative => self.assigning.get_or_insert_default().extend(partitions),
+        }
+    }
+
+    /// The group asks for partitions, perhaps for some whose assignment is not answered yet.
+    fn asked_for(&mut self, partitions: &[TopicPartition], generation: Option<i32>) {
+        self.is_owing = true;
+        self.data.retain(|message| !concerns(message, partitions));
+        match self.assignor {
+            Assignor::Eager => self.assigning = None,
+            Assignor::Cooperative => {
+                if let Some(assigning) = &mut self.assigning {
+                    assigning.retain(|at| !partitions.contains(at));
+                }
+                self.generation = generation;
+            }
+        }
+        self.revoking.get_or_insert_default().extend_from_slice(partitions);
+    }
+
+    /// Whether the client and the lane are not at one about who owns what: only new clients help.
+    pub(super) fn is_confused(&self) -> bool {
+        self.is_confused
+    }
+
     /// What a consumer's error means for the lane: nothing, where the client helps itself.
-    fn consumer_failure(&self, error: &rdkafka::error::KafkaError, spec: &LaneSpec) -> Option<LogError> {
+    fn consumer_failure(&mut self, error: &rdkafka::error::KafkaError, spec: &LaneSpec) -> Option<LogError> {
         let told = self.consumer.context().take_error();
         let code = error::code(error)?;
         let what = told.map_or_else(|| "the consumer failed".to_owned(), |(_, text)| text);
-        let is_fatal = matches!(error, rdkafka::error::KafkaError::MessageConsumptionFatal(_));
-        if !is_fatal && (error::mends_itself(code) || code == Code::PartitionEOF) {
+        if let Some((code, text)) = self.consumer.client().fatal_error() {
+            // Under static membership: another has taken its name, and the slot with it. Two that fight for it help nobody.
+            if error::is_fence(code) {
+                return Some(LogError::Fenced(format!("{}: {text}", spec.group)));
+            }
+            // The client says so once and does nothing more.
+            self.is_confused = true;
+            return Some(LogError::Unavailable(format!("the consumer is of no use any more: {text}")));
+        }
+        if error::mends_itself(code) || code == Code::PartitionEOF {
             return None;
         }
         let named = |input: &&TopicName| what.split([' ', ':']).any(|word| word == input.as_str());
@@ -191,11 +258,12 @@ impl Intake {
             Ok(places) => places,
             Err(error @ LogError::Unavailable(_)) => {
                 info!(%error, "the committed offsets are not known yet: asking again");
-                return None;
+                let since = *self.asking.get_or_insert_with(Instant::now);
+                return (since.elapsed() > IN_SILENCE).then_some(Event::Failed(error));
             }
             Err(error) => return Some(Event::Failed(error)),
         };
-        self.assigning = None;
+        (self.assigning, self.asking) = (None, None);
         let slots: Vec<Slot> = places.into_iter().map(Slot::at).collect();
         let list = start::list(slots.iter().filter_map(Slot::position));
         for (partition, _) in slots.iter().filter_map(Slot::position) {
@@ -208,6 +276,7 @@ impl Intake {
         if let Err(error) = answered {
             return Some(Event::Failed(error::from_kafka(&error, "cannot take over partitions")));
         }
+        self.is_owing = self.revoking.is_some();
         match self.assignor {
             Assignor::Eager => self.slots.clear(),
             Assignor::Cooperative => self.hold_on(),
@@ -282,10 +351,14 @@ impl Intake {
             Assignor::Eager => self.consumer.unassign(),
             Assignor::Cooperative => self.consumer.incremental_unassign(&list),
         };
+        if answered.is_ok() {
+            self.is_owing = self.assigning.is_some();
+        }
         if let Err(error) = resumed.and(answered) {
             self.failure = Some(error::from_kafka(&error, "cannot give up partitions"));
         }
         self.cursor = None;
+        self.generation = None;
         self.gone.retain(|partition| !revoking.contains(partition));
         self.data.retain(|message| !concerns(message, &revoking));
         match self.assignor {
@@ -353,7 +426,7 @@ impl Intake {
             .seek_partitions(list, SEEK_TIMEOUT)
             .map_err(|e| error::from_kafka(&e, "cannot seek"))?;
         // What was fetched before the seek took effect is outdated.
-        self.data.retain(|_| false);
+        self.data.retain(|message| !to.iter().any(|(at, _)| concerns(message, std::slice::from_ref(at))));
         match sought.elements().iter().find_map(|element| element.error().err()) {
             None => Ok(true),
             // The second: a partition that came without a committed offset, and has one again.
@@ -382,17 +455,18 @@ impl Intake {
             return;
         }
         // The client's own position is past what the pause threw away.
-        let resumed: Vec<_> = to.iter().map(|(partition, _)| partition.clone()).collect();
-        self.data.retain(|message| !concerns(message, &resumed));
-        let list = start::list(to.iter().map(|(partition, offset)| (partition, *offset)));
-        let seek = list.clone();
-        let resumed = self
-            .consumer
-            .seek_partitions(seek, SEEK_TIMEOUT)
-            .and_then(|_| self.consumer.resume(&list))
-            .map_err(|e| error::from_kafka(&e, "cannot resume"));
-        if let Err(failure) = resumed {
-            self.failure = Some(failure);
+        match self.seek(&to) {
+            Ok(true) => {
+                let list = start::list(to.iter().map(|(partition, _)| (partition, 0)));
+                if let Err(error) = self.consumer.resume(&list) {
+                    self.failure = Some(error::from_kafka(&error, "cannot resume"));
+                }
+            }
+            Ok(false) => {
+                let reason = "partitions that were paused cannot be sought: rewind".to_owned();
+                self.failure = Some(LogError::Unavailable(reason));
+            }
+            Err(failure) => self.failure = Some(failure),
         }
     }
 
@@ -408,13 +482,11 @@ impl Intake {
         known.map(|(partition, next)| (partition.clone(), next)).collect()
     }
 
-    pub(super) fn end_offsets(&self) -> Vec<(TopicPartition, Offset)> {
-        let end = |slot: &Slot| {
-            let topic = slot.partition.topic.as_str();
-            let seen = ffi::cached_watermarks(self.client(), topic, slot.partition.partition);
-            slot.end.or_else(|| seen.map(|(_, high)| high.max(slot.next)))
-        };
-        self.slots.iter().filter_map(|slot| Some((slot.partition.clone(), end(slot)?))).collect()
+    pub(super) fn extents(&mut self) -> Vec<(TopicPartition, Extent)> {
+        let client = self.client();
+        self.ends.look(client, &self.slots);
+        let extent = |slot: &Slot| Some((slot.partition.clone(), self.ends.extent(client, slot)?));
+        self.slots.iter().filter_map(extent).collect()
     }
 
     /// Commits offsets without a transaction: at least once.
@@ -427,29 +499,117 @@ impl Intake {
 impl Drop for Intake {
     /// Leaves the group, within a bound: rust-rdkafka's own drop would wait for ever.
     fn drop(&mut self) {
-        self.consumer.context().close();
-        // A rebalance that waits for its answer would hold the close up.
-        let is_owing = self.assigning.is_some() || self.revoking.is_some();
-        if self.assignor == Assignor::Eager && (is_owing || !self.slots.is_empty()) {
-            let _ = self.consumer.unassign();
+        let context = self.consumer.context().clone();
+        context.close();
+        let is_owing = self.is_owing || context.has_rebalance();
+        if self.assignor == Assignor::Cooperative && self.slots.is_empty() && !is_owing {
+            self.unsubscribe();
         }
         if let Err(error) = self.consumer.close_queue() {
             warn!(%error, "could not leave the group in order");
             return;
         }
-        // In a cooperative group the client takes that answer only from one that is leaving.
-        if is_owing && self.assignor == Assignor::Cooperative {
+        // A rebalance that waits for its answer would hold the close up. Answered before, the client would join anew first.
+        if is_owing {
             let _ = self.consumer.unassign();
         }
         let deadline = Instant::now() + self.budget;
         while !self.consumer.closed() {
             let _ = self.consumer.poll(Duration::from_millis(20));
             if Instant::now() > deadline {
-                warn!("the group did not answer in time: leaving it without a word");
-                // Its destructor would wait on; leaking it costs memory and threads, but not the lane.
-                std::mem::forget(Arc::clone(&self.consumer));
+                info!(
+                    "the group does not let the lane go yet, as in a rebalance: its consumer ends by itself"
+                );
+                self.leave_behind();
                 return;
             }
         }
+    }
+}
+
+impl Intake {
+    /// Says that it leaves: of a cooperative member without partitions librdkafka closes the connection without a word, and
+    /// the group waits for it until the session times out.
+    fn unsubscribe(&self) {
+        self.consumer.unsubscribe();
+        let deadline = Instant::now() + SAY_GOODBYE;
+        while ffi::generation(self.client()).is_some() && Instant::now() < deadline {
+            let _ = self.consumer.poll(Duration::from_millis(10));
+        }
+    }
+
+    /// Has a thread of its own wait for the end of the consumer. A request to leave is sent on a connection that may be
+    /// waiting for the answer to an earlier one to join, and that comes when the group is complete.
+    fn leave_behind(&self) {
+        let consumer = Arc::clone(&self.consumer);
+        let wait = move || {
+            while !consumer.closed() {
+                let _ = consumer.poll(Duration::from_millis(100));
+            }
+            // The queues go before their client, and they go with what is dropped now.
+            while Arc::strong_count(&consumer) > 1 {
+                thread::sleep(Duration::from_millis(10));
+            }
+            drop(consumer);
+        };
+        let kept = Arc::clone(&self.consumer);
+        if let Err(error) = thread::Builder::new().name("closing".to_owned()).spawn(wait) {
+            warn!(%error, "no thread to end a consumer: it stays");
+            std::mem::forget(kept);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::deployment::{Delivery, StartOffset};
+
+    /// An intake whose brokers are nowhere.
+    fn intake(assignor: Assignor) -> Intake {
+        let mut config = KafkaConfig::plain(["127.0.0.1:1"]);
+        config.assignor = assignor;
+        config.timing.transaction = Duration::from_millis(300);
+        let spec = LaneSpec {
+            group: "g".parse().unwrap(),
+            transactional_id: "t".to_owned(),
+            inputs: vec!["in".parse().unwrap()],
+            outputs: Vec::new(),
+            start: StartOffset::Earliest,
+            delivery: Delivery::ExactlyOnce,
+            max_records: 1,
+            max_bytes: 1,
+        };
+        Intake::open(&config, &spec).unwrap()
+    }
+
+    fn at(partition: u32) -> TopicPartition {
+        TopicPartition::new(&"in".parse().unwrap(), partition)
+    }
+
+    #[test]
+    fn what_a_cooperative_group_gives_and_takes_before_an_answer_adds_up() {
+        let mut intake = intake(Assignor::Cooperative);
+        intake.given(vec![at(0), at(1)], Some(1));
+        intake.given(vec![at(2)], Some(2));
+        assert_eq!(intake.assigning, Some(vec![at(0), at(1), at(2)]));
+        intake.asked_for(&[at(1)], Some(3));
+        assert_eq!(intake.assigning, Some(vec![at(0), at(2)]), "another has it by then");
+        assert_eq!(intake.revoking, Some(vec![at(1)]));
+        assert_eq!((intake.generation, intake.is_owing, intake.is_confused()), (Some(3), true, false));
+    }
+
+    #[test]
+    fn an_eager_group_gives_all_or_takes_all() {
+        let mut intake = intake(Assignor::Eager);
+        intake.given(vec![at(0), at(1)], Some(1));
+        intake.given(vec![at(2)], Some(2));
+        assert_eq!((&intake.assigning, intake.generation), (&Some(vec![at(2)]), Some(2)));
+        assert!(!intake.is_confused(), "nothing was taken over yet");
+        intake.asked_for(&[at(2)], Some(3));
+        assert_eq!((&intake.assigning, intake.generation), (&None, Some(2)));
+        intake.slots.push(Slot::at((at(2), Place::At(0))));
+        intake.given(vec![at(0)], Some(4));
+        assert!(intake.is_confused(), "it was not asked for what it had");
     }
 }

@@ -42,6 +42,10 @@ pub(super) struct Outlet {
     /// When the last transaction was committed.
     ended: Option<Instant>,
     tainted: bool,
+    /// Lost connections of the producer before the open transaction began.
+    losses: u64,
+    /// Whether a request of the open transaction took so long that the client may have repeated it.
+    was_slow: bool,
     refreshed: Instant,
 }
 
@@ -77,6 +81,8 @@ impl Outlet {
             held: Held::default(),
             ended: None,
             tainted: false,
+            losses: 0,
+            was_slow: false,
             refreshed: Instant::now(),
         };
         outlet.renew()?;
@@ -194,6 +200,8 @@ impl Outlet {
     /// Begins the open transaction and hands over what was held for it.
     fn begin(&mut self) -> Result<(), LogError> {
         thread::sleep(self.settles_in());
+        self.losses = self.producer()?.context().connection_errors();
+        self.was_slow = false;
         if let Err(error) = self.producer()?.begin_transaction() {
             // It is not known why, so only a new producer surely can.
             self.tainted = true;
@@ -347,14 +355,13 @@ impl Outlet {
         }
         fail::fail_point!("kafka-after-offsets");
         fail::fail_point!("kafka-abort", |_| Err(LogError::Unavailable("a fail point".to_owned())));
-        let before = self.producer()?.context().connection_errors();
         let asked = Instant::now();
         let committed = self.producer()?.commit_transaction(self.timing().transaction);
         let elapsed = asked.elapsed();
         fail::fail_point!("kafka-after-commit");
         let producer = self.producer()?;
         serve(producer);
-        let disturbed = producer.context().connection_errors() != before || was_asked_twice(elapsed);
+        let disturbed = self.is_disturbed(producer, elapsed);
         match committed {
             Ok(()) => {
                 self.close();
@@ -379,7 +386,9 @@ impl Outlet {
         offsets: TopicPartitionList,
         group: ConsumerGroupMetadata,
     ) -> Result<(), LogError> {
+        let asked = Instant::now();
         let sent = offsets::send(self.producer()?, offsets, group, self.timing().commit_budget())?;
+        self.was_slow = was_asked_twice(asked.elapsed());
         match sent {
             Some(Ok(())) => Ok(()),
             Some(Err(error)) => Err(self.failed(&error, "cannot add the offsets to the transaction")),
@@ -389,6 +398,12 @@ impl Outlet {
                 Err(LogError::Unavailable(reason))
             }
         }
+    }
+
+    /// Whether a twin of a request of the transaction may be under way, after its end took so long. A late request to end it
+    /// would end the next one; late offsets would take the place of the next one's, which are higher.
+    fn is_disturbed(&self, producer: &BaseProducer<Context>, took: Duration) -> bool {
+        producer.context().connection_errors() != self.losses || self.was_slow || was_asked_twice(took)
     }
 
     fn commit_failed(&mut self, error: &KafkaError) -> LogError {
@@ -432,7 +447,6 @@ impl Outlet {
         if self.begun && is_transactional && !self.tainted {
             let budget = self.timing().commit_budget();
             let producer = self.producer()?;
-            let before = producer.context().connection_errors();
             let asked = Instant::now();
             let aborted = writer::abort(producer, budget);
             // What the abort purged is no failure of the next transaction.
@@ -440,8 +454,7 @@ impl Outlet {
             if let Err(error) = &aborted {
                 warn!(%error, "a transaction could not be aborted: the producer is made anew");
             }
-            let disturbed =
-                producer.context().connection_errors() != before || was_asked_twice(asked.elapsed());
+            let disturbed = self.is_disturbed(producer, asked.elapsed());
             self.tainted = aborted.is_err() || disturbed;
         }
         if !is_transactional && self.is_open() {

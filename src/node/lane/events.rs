@@ -75,11 +75,7 @@ impl Lane {
                 if let LogError::OffsetOutOfRange { partition, .. } = &error {
                     self.stuck(&partition.clone(), &error)?;
                 } else {
-                    // What was done is not done again after the rewind: a log that fails after every few records
-                    // would otherwise never get on.
-                    if error.disposition() != Disposition::Fenced {
-                        self.commit()?;
-                    }
+                    self.keep_what_was_done(&error)?;
                     return Err(error);
                 }
             }
@@ -89,6 +85,23 @@ impl Lane {
             self.idle()?;
         }
         Ok(())
+    }
+
+    /// What was done is not done again after the rewind: a log that fails after every few records would otherwise never get
+    /// on. What a failed commit says counts only where waiting mends the first error: the log says others once.
+    fn keep_what_was_done(&mut self, error: &LogError) -> Result<(), LogError> {
+        if error.disposition() == Disposition::Fenced {
+            return Ok(());
+        }
+        match self.commit() {
+            Err(failed)
+                if error.disposition() != Disposition::User
+                    || failed.disposition() == Disposition::Fenced =>
+            {
+                Err(failed)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn take_records(&mut self, batch: Batch) {
@@ -118,20 +131,15 @@ impl Lane {
 
     pub(super) fn report_ends(&mut self) {
         self.parts.shared.settled(&self.session.settled());
-        let ends = self.session.end_offsets();
+        let extents = self.session.extents();
+        let metrics = &self.parts.metrics;
         self.parts.shared.progress(|report| {
-            for (partition, end) in &ends {
-                if let Some(at) = report.partitions.get_mut(partition) {
-                    at.end = Some(*end);
-                }
+            for (partition, extent) in &extents {
+                let Some(at) = report.partitions.get_mut(partition) else { continue };
+                (at.first, at.end) = (Some(extent.first), Some(extent.end));
+                metrics.set_lag(partition.topic.as_str(), partition.partition, at.lag());
             }
         });
-        for (partition, end) in ends {
-            if let Some(committed) = self.ledger.committed(&partition) {
-                let lag = u64::try_from(end - committed).unwrap_or(0);
-                self.parts.metrics.set_lag(partition.topic.as_str(), partition.partition, Some(lag));
-            }
-        }
     }
 
     pub(super) fn assigned(&mut self, partitions: Vec<TopicPartition>) {
@@ -183,8 +191,8 @@ impl Lane {
         self.held.retain(|at, _| !partitions.contains(at));
         self.ready.retain(|at| !partitions.contains(at));
         self.owned.retain(|at| !partitions.contains(at));
-        self.careful.retain(|at, _| !partitions.contains(at));
-        self.refused.retain(|at, _| !partitions.contains(at));
+        // What is known of their records stays, by its offsets: they may come back at once, where only the clients were made
+        // anew.
         self.ledger.forget(&partitions);
         self.machine.revoked(&partitions);
         self.parts.shared.change(|report| report.partitions.retain(|at, _| !partitions.contains(at)));

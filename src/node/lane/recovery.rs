@@ -82,6 +82,12 @@ impl Lane {
                         return self.log_failed(error);
                     }
                 }
+                // Waiting does not help, and it may be said once only.
+                Event::Failed(error)
+                    if matches!(error.disposition(), Disposition::User | Disposition::Fenced) =>
+                {
+                    return self.log_failed(error);
+                }
                 // A log that fails at once must not make the lane spin.
                 Event::Failed(_) => self.parts.clock.sleep(Duration::from_millis(10).min(left)),
                 Event::Records | Event::Idle | Event::CaughtUp { .. } | Event::Stuck { .. } => {}
@@ -107,6 +113,8 @@ impl Lane {
         self.pending = Pending::default();
         self.ledger.rewind();
         self.session.rewind()?;
+        // Their batches are gone with the rest: they come again.
+        self.machine.reread();
         self.leave();
         let (standing, free): (Vec<_>, Vec<_>) =
             self.owned.iter().cloned().partition(|at| self.machine.halted_at(at).is_some());

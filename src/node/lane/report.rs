@@ -18,7 +18,7 @@ pub struct PartitionReport {
     pub is_settled: bool,
     /// The offset after the last stable record, once it is known.
     pub end: Option<Offset>,
-    /// The first offset there is, where the committed one lies before it.
+    /// The first offset there is, as far as known.
     pub first: Option<Offset>,
     /// Why it stands still: a stable CamelCase word, and in words.
     pub error: Option<(&'static str, String)>,
@@ -97,18 +97,39 @@ impl LaneShared {
 }
 
 impl PartitionReport {
+    /// How many offsets are to be done; where it is not known where the partition goes on, all that there are. `None` until
+    /// its end is known.
+    pub fn lag(&self) -> Option<u64> {
+        let first = self.first.unwrap_or(0);
+        // What the log has let go is not behind: it will never be read.
+        let from = self.committed.map_or(first, |committed| committed.max(first));
+        Some(u64::try_from(self.end? - from).unwrap_or(0))
+    }
+
     /// The report in the form of the status topic.
     pub fn to_status(&self, partition: &TopicPartition) -> PartitionStatus {
-        let offset = self.committed.unwrap_or(0);
-        // What the log has let go is not behind: it will never be read.
-        let from = self.first.map_or(offset, |first| first.max(offset));
-        let lag = self.end.map_or(0, |end| u64::try_from(end - from).unwrap_or(0));
         PartitionStatus {
             topic: partition.topic.clone(),
             partition: partition.partition,
-            offset,
-            lag,
+            offset: self.committed.unwrap_or(0),
+            lag: self.lag().unwrap_or(0),
             error: self.error.as_ref().map(|(_, message)| message.clone()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_counts_what_is_there_and_not_done() {
+        let lag =
+            |committed, first, end| PartitionReport { committed, end, first, ..Default::default() }.lag();
+        assert_eq!(lag(Some(10), None, None), None);
+        assert_eq!(lag(Some(10), Some(0), Some(15)), Some(5));
+        assert_eq!(lag(Some(10), Some(0), Some(8)), Some(0), "an end that is known late");
+        assert_eq!(lag(Some(0), Some(900), Some(1_000)), Some(100), "the log has let go of the rest");
+        assert_eq!(lag(None, Some(900), Some(1_000)), Some(100), "nobody knows where it goes on");
     }
 }
