@@ -375,7 +375,7 @@ pub trait TopicAdmin: Send + Sync {
 
 /// Consumer groups: look at, change, remove. Changing needs a group without members.
 pub trait Offsets: Send + Sync {
-    /// The groups there are.
+    /// The groups there are: all of them, or an error.
     fn groups(&self) -> Result<Vec<ConsumerGroup>, LogError>;
     /// The committed offsets of a group.
     fn committed(&self, group: &ConsumerGroup) -> Result<BTreeMap<TopicPartition, Offset>, LogError>;

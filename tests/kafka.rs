@@ -4,6 +4,8 @@
 
 #[path = "kafka/cluster.rs"]
 mod cluster;
+#[path = "kafka/groups.rs"]
+mod groups;
 #[path = "kafka/lane.rs"]
 mod lane;
 #[path = "kafka/oracle.rs"]

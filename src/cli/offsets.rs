@@ -2,15 +2,19 @@
 
 mod change;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::cli::exit::{Exit, coded};
 use crate::cli::open::Target;
-use crate::cli::output::{FormatArgs, Table, count, say};
+use crate::cli::output::{FormatArgs, Table, count, say, warn};
 use crate::control::desired::{self, Desired, DesiredState};
+use crate::core::ledger::TopicPartition;
 use crate::core::names::{ConsumerGroup, Identity, TopicName};
-use crate::ports::{Extent, Log, LogError};
+use crate::core::record::Offset;
+use crate::ports::{Extent, Log, LogError, Offsets, TopicAdmin};
 
 /// Look at committed offsets, change those of a paused deployment, and remove them
 #[derive(Debug, Subcommand)]
@@ -77,12 +81,12 @@ fn delete(log: &dyn Log, group: &ConsumerGroup) -> anyhow::Result<()> {
         );
         return Err(coded(Exit::Refused, message));
     }
-    let members = log.offsets().members(group)?;
-    if members > 0 {
-        let message = format!("group {group} is in use by {}: stop them first", count(members, "member"));
-        return Err(coded(Exit::Refused, message));
+    let found = Found::look_at(log.offsets(), group)?;
+    if found.members > 0 {
+        let members = count(found.members, "member");
+        return Err(coded(Exit::Refused, format!("group {group} is in use by {members}: stop them first")));
     }
-    if !log.offsets().groups()?.contains(group) {
+    if !found.is_there() {
         return Err(unknown(group));
     }
     log.offsets().delete(group)?;
@@ -108,12 +112,43 @@ pub fn group_of(state: &DesiredState, identity: &Identity) -> ConsumerGroup {
     }
 }
 
+/// What a group's coordinator says of it. A group that is named is never looked for among all of them: that takes an answer
+/// of every broker.
+struct Found {
+    group: ConsumerGroup,
+    members: usize,
+    committed: BTreeMap<TopicPartition, Offset>,
+}
+
+impl Found {
+    fn look_at(offsets: &dyn Offsets, group: &ConsumerGroup) -> Result<Self, LogError> {
+        let (members, committed) = (offsets.members(group)?, offsets.committed(group)?);
+        Ok(Self { group: group.clone(), members, committed })
+    }
+
+    fn is_there(&self) -> bool {
+        self.members > 0 || !self.committed.is_empty()
+    }
+}
+
 impl ListArgs {
     fn run(&self, target: &Target, log: &dyn Log) -> anyhow::Result<()> {
-        let mut rows = Vec::new();
-        for group in self.groups(target, log)? {
-            rows.extend(rows_of(log, &group)?);
-        }
+        let offsets = log.offsets();
+        let found = match self.group(target, log)? {
+            None => {
+                let groups = offsets.groups()?;
+                groups.iter().map(|group| Found::look_at(offsets, group)).collect::<Result<Vec<_>, _>>()?
+            }
+            Some(group) => {
+                let found = Found::look_at(offsets, &group)?;
+                if !found.is_there() {
+                    return Err(unknown(&group));
+                }
+                vec![found]
+            }
+        };
+        let extents = extents(log.topics(), &found, warn);
+        let rows: Vec<Row> = found.iter().flat_map(|found| rows_of(found, &extents)).collect();
         self.output.print(&rows, |_| {
             let mut table =
                 Table::new(&["GROUP", "TOPIC", "PARTITION", "COMMITTED", "END", "LAG", "MEMBERS"]);
@@ -133,42 +168,117 @@ impl ListArgs {
         })
     }
 
-    fn groups(&self, target: &Target, log: &dyn Log) -> anyhow::Result<Vec<ConsumerGroup>> {
-        let all = log.offsets().groups()?;
-        let wanted = match (&self.name, &self.group) {
-            (None, None) => return Ok(all),
-            (_, Some(group)) => group.clone(),
-            (Some(name), None) => {
-                let identity = target.deployment(log, name)?;
-                group_of(&desired::read(log)?, &identity)
-            }
-        };
-        if !all.contains(&wanted) {
-            return Err(unknown(&wanted));
-        }
-        Ok(vec![wanted])
+    /// The one group that is asked for.
+    fn group(&self, target: &Target, log: &dyn Log) -> anyhow::Result<Option<ConsumerGroup>> {
+        let Some(name) = &self.name else { return Ok(self.group.clone()) };
+        let identity = target.deployment(log, name)?;
+        Ok(Some(group_of(&desired::read(log)?, &identity)))
     }
 }
 
-fn rows_of(log: &dyn Log, group: &ConsumerGroup) -> Result<Vec<Row>, LogError> {
-    let members = log.offsets().members(group)?;
-    let mut rows = Vec::new();
-    for (at, committed) in log.offsets().committed(group)? {
-        let extent = match log.topics().extents(&at.topic) {
-            Ok(extents) => extents.get(at.partition as usize).copied(),
-            Err(LogError::UnknownTopic(_)) => None,
-            Err(error) => return Err(error),
-        };
-        rows.push(Row {
-            group: group.clone(),
-            topic: at.topic,
+/// Where the topics of these groups start and end, each asked once; of those that do not say, `complain` is told why.
+fn extents(
+    topics: &dyn TopicAdmin,
+    found: &[Found],
+    complain: impl Fn(&str),
+) -> BTreeMap<TopicName, Vec<Extent>> {
+    let wanted = found.iter().flat_map(|found| found.committed.keys().map(|at| &at.topic));
+    let wanted: BTreeSet<&TopicName> = wanted.collect();
+    let mut extents = BTreeMap::new();
+    for topic in wanted {
+        match topics.extents(topic) {
+            Ok(of_topic) => drop(extents.insert(topic.clone(), of_topic)),
+            Err(error) => complain(&format!("warning: where {topic} ends is not known: {error}")),
+        }
+    }
+    extents
+}
+
+fn rows_of(found: &Found, extents: &BTreeMap<TopicName, Vec<Extent>>) -> Vec<Row> {
+    let row = |(at, committed): (&TopicPartition, &Offset)| {
+        let extent = extents.get(&at.topic).and_then(|of_topic| of_topic.get(at.partition as usize));
+        Row {
+            group: found.group.clone(),
+            topic: at.topic.clone(),
             partition: at.partition,
-            committed,
+            committed: *committed,
             end: extent.map(|extent| extent.end),
             // What the log has let go is not behind: it will never be read.
             lag: extent.map(|Extent { first, end }| (end - committed.max(first)).max(0)),
-            members,
-        });
+            members: found.members,
+        }
+    };
+    found.committed.iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::core::record::TimestampMs;
+    use crate::ports::{TopicConfig, TopicInfo};
+
+    /// Topics whose ends are asked for; `away` does not say its own.
+    #[derive(Default)]
+    struct Topics(Mutex<Vec<TopicName>>);
+
+    impl TopicAdmin for Topics {
+        fn create(&self, _: &TopicName, _: &TopicConfig) -> Result<(), LogError> {
+            Ok(())
+        }
+
+        fn delete(&self, _: &TopicName) -> Result<(), LogError> {
+            Ok(())
+        }
+
+        fn list(&self) -> Result<Vec<TopicInfo>, LogError> {
+            Ok(Vec::new())
+        }
+
+        fn describe(&self, _: &TopicName) -> Result<Option<TopicInfo>, LogError> {
+            Ok(None)
+        }
+
+        fn extents(&self, name: &TopicName) -> Result<Vec<Extent>, LogError> {
+            self.0.lock().unwrap().push(name.clone());
+            match name.as_str() {
+                "away" => Err(LogError::Unavailable("no leader".to_owned())),
+                _ => Ok(vec![Extent { first: 3, end: 10 }; 2]),
+            }
+        }
+
+        fn offsets_at(&self, _: &TopicName, _: TimestampMs) -> Result<Vec<Offset>, LogError> {
+            Ok(Vec::new())
+        }
     }
-    Ok(rows)
+
+    #[test]
+    fn each_topic_is_asked_once_and_one_that_does_not_answer_spoils_nothing() {
+        let found = |group: &str, committed: &[(&str, u32, Offset)]| {
+            let at = |(topic, partition, offset): &(&str, u32, Offset)| {
+                (TopicPartition { topic: topic.parse().unwrap(), partition: *partition }, *offset)
+            };
+            let committed = committed.iter().map(at).collect();
+            Found { group: group.parse().unwrap(), members: 0, committed }
+        };
+        let found = [
+            found("g", &[("away", 0, 4), ("orders", 0, 8), ("orders", 1, 0), ("orders", 2, 1)]),
+            found("h", &[("orders", 0, 10)]),
+        ];
+        let (topics, said) = (Topics::default(), RefCell::new(Vec::new()));
+        let extents = extents(&topics, &found, |line| said.borrow_mut().push(line.to_owned()));
+        let asked: Vec<String> = topics.0.lock().unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(asked, ["away", "orders"]);
+        assert_eq!(
+            said.take(),
+            ["warning: where away ends is not known: the log does not answer: no leader"]
+        );
+        let rows = found.iter().flat_map(|found| rows_of(found, &extents));
+        let shown: Vec<_> = rows.map(|row| (row.topic.to_string(), row.end, row.lag)).collect();
+        let row = |topic: &str, end, lag| (topic.to_owned(), end, lag);
+        let known = |lag| row("orders", Some(10), Some(lag));
+        assert_eq!(shown, [row("away", None, None), known(2), known(7), row("orders", None, None), known(0)]);
+    }
 }

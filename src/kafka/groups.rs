@@ -107,13 +107,18 @@ impl Admin {
 
 impl Offsets for Admin {
     fn groups(&self) -> Result<Vec<ConsumerGroup>, LogError> {
-        let list = self
-            .clients()?
-            .client()
-            .fetch_group_list(None, self.wait())
-            .map_err(|e| error::from_kafka(&e, "cannot list consumer groups"))?;
-        let mut groups: Vec<ConsumerGroup> =
-            list.groups().iter().filter_map(|group| group.name().parse().ok()).collect();
+        let clients = self.clients()?;
+        let client = clients.client().native_ptr();
+        let listed = self.while_coordinator_wakes(|| {
+            ffi::consumer_groups(client, self.wait()).map_err(|(code, why)| {
+                let message = format!(
+                    "cannot list consumer groups, not every broker answered ({why}): those of the others alone would \
+                     not be all; try again when all brokers are up"
+                );
+                (Some(code), LogError::Unavailable(message))
+            })
+        })?;
+        let mut groups: Vec<ConsumerGroup> = listed.iter().filter_map(|name| name.parse().ok()).collect();
         groups.sort();
         Ok(groups)
     }
@@ -127,6 +132,15 @@ impl Offsets for Admin {
             .map_err(|e| error::from_kafka(&e, &what))?;
         let mut offsets = BTreeMap::new();
         for element in committed.elements() {
+            match element.error().err().as_ref().and_then(error::code) {
+                None => {}
+                // Deleted since it was listed.
+                Some(Code::UnknownTopicOrPartition) => continue,
+                Some(code) => {
+                    let at = format!("{what} in {}/{}", element.topic(), element.partition());
+                    return Err(error::from_code(code, &at));
+                }
+            }
             if let (KafkaOffset::Offset(offset), Ok(topic)) = (element.offset(), element.topic().parse()) {
                 offsets.insert(TopicPartition { topic, partition: element.partition() as u32 }, offset);
             }

@@ -1,5 +1,5 @@
-//! Who is in a consumer group. rust-rdkafka's own question goes to every broker, so that one that is down spoils the
-//! answer; this one goes to the group's coordinator. Called through `ffi`.
+//! Which consumer groups there are, and who is in one. rust-rdkafka's own question after members goes to every broker, so that
+//! one that is down spoils the answer; this one goes to the group's coordinator. Called through `ffi`.
 #![allow(unsafe_code, reason = "librdkafka is C")]
 
 use std::ffi::{CStr, CString};
@@ -26,6 +26,26 @@ pub(in crate::kafka) fn members(client: Client, group: &str, wait: Duration) -> 
         }
         rd::rd_kafka_queue_destroy(queue);
         described
+    }
+}
+
+/// The names of all consumer groups, or why one of the brokers does not say its own. librdkafka's older question, which is the
+/// one that rust-rdkafka has, forgets a broker's error when another one answers after it.
+pub(in crate::kafka) fn consumer_groups(
+    client: Client,
+    wait: Duration,
+) -> Result<Vec<String>, (Code, String)> {
+    // SAFETY: everything made here is destroyed here; the result lives as long as the event.
+    unsafe {
+        let queue = rd::rd_kafka_queue_new(client);
+        rd::rd_kafka_ListConsumerGroups(client, ptr::null(), queue);
+        let event = rd::rd_kafka_queue_poll(queue, c_millis(wait));
+        let listed = read_listing(event);
+        if !event.is_null() {
+            rd::rd_kafka_event_destroy(event);
+        }
+        rd::rd_kafka_queue_destroy(queue);
+        listed
     }
 }
 
@@ -83,5 +103,37 @@ unsafe fn read(event: *mut rd::rd_kafka_event_t) -> Result<Vec<String>, Code> {
             if id.is_null() { String::new() } else { CStr::from_ptr(id).to_string_lossy().into_owned() }
         };
         Ok(members.map(client_id).collect())
+    }
+}
+
+/// # Safety
+/// `event` is null or a living event.
+unsafe fn read_listing(event: *mut rd::rd_kafka_event_t) -> Result<Vec<String>, (Code, String)> {
+    let failed = |code: Code| Err((code, code.to_string()));
+    // SAFETY: the caller's promise; every pointer below comes from the event and lives as long.
+    unsafe {
+        if event.is_null() {
+            return failed(Code::OperationTimedOut);
+        }
+        let error: Code = rd::rd_kafka_event_error(event).into();
+        if error != Code::NoError {
+            return failed(error);
+        }
+        let result = rd::rd_kafka_event_ListConsumerGroups_result(event);
+        if result.is_null() {
+            return failed(Code::OperationTimedOut);
+        }
+        let mut count = 0;
+        let errors = rd::rd_kafka_ListConsumerGroups_result_errors(result, &raw mut count);
+        if count > 0 {
+            let text = CStr::from_ptr(rd::rd_kafka_error_string(*errors)).to_string_lossy().into_owned();
+            return Err((rd::rd_kafka_error_code(*errors).into(), text));
+        }
+        let groups = rd::rd_kafka_ListConsumerGroups_result_valid(result, &raw mut count);
+        let name = |index| {
+            let name = rd::rd_kafka_ConsumerGroupListing_group_id(*groups.add(index));
+            CStr::from_ptr(name).to_string_lossy().into_owned()
+        };
+        Ok((0..count).map(name).collect())
     }
 }
