@@ -77,14 +77,16 @@ impl Admin {
         Ok(Self { kept: Mutex::new(Kept { clients, rotation }), config: config.clone() })
     }
 
-    /// The clients, with the credentials of now. Serves their queue first, so that tokens and log lines do not pile up.
+    /// The clients, with the credentials of now. Serves their queues first, so that tokens and log lines do not pile up.
     pub(super) fn clients(&self) -> Result<Arc<Clients>, LogError> {
         let mut kept = self.kept.lock();
         let Kept { clients, rotation } = &mut *kept;
         for _ in 0..=ffi::events(clients.asker.client().native_ptr()) {
             clients.asker.poll(Duration::ZERO);
         }
-        // The administrator's own thread drops what its client says; it is no better off than the other.
+        // Its own thread serves the answers to its questions alone. What else it says, of brokers that it cannot reach, the
+        // other client says too.
+        ffi::drop_events(clients.administrator.inner().native_ptr());
         let are_lost = clients.asker.context().was_stranded(Duration::ZERO);
         let natives = [clients.client().native_ptr(), clients.administrator.inner().native_ptr()];
         if rotation.look(natives) || are_lost {
@@ -267,5 +269,34 @@ impl TopicAdmin for Admin {
             Ok(found.unwrap_or(extent.end))
         };
         (0..).zip(&extents).map(of).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+    use super::super::auth::Credentials;
+    use super::*;
+
+    /// A new client that logs in with a token has something to say already: it asks for one.
+    #[test]
+    fn what_the_administrators_client_says_does_not_pile_up() {
+        // It takes connections and says nothing, so that no client is made anew.
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let body = URL_SAFE_NO_PAD.encode(r#"{"sub":"admin","exp":100000000000}"#);
+        std::fs::write(&file, format!("e30.{body}.")).unwrap();
+        let mut config = KafkaConfig::plain([silent.local_addr().unwrap().to_string()]);
+        config.sasl = Some(Credentials::token(file));
+        let admin = Admin::open(&config).unwrap();
+        let waiting = || ffi::events(admin.kept.lock().clients.administrator.inner().native_ptr());
+        assert!(waiting() > 0);
+        drop(admin.clients().unwrap());
+        assert_eq!(waiting(), 0);
     }
 }

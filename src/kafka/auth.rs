@@ -12,6 +12,8 @@ use tracing::info;
 
 use super::config::{KafkaConfig, Mechanism};
 use super::{error, ffi};
+use crate::core::record::TimestampMs;
+use crate::core::status::rfc3339;
 use crate::ports::LogError;
 
 /// Text that must not be shown.
@@ -58,7 +60,7 @@ pub struct Credentials {
 pub(super) struct Token {
     pub(super) text: Secret,
     pub(super) principal: String,
-    pub(super) expires_ms: i64,
+    pub(super) expires_ms: TimestampMs,
 }
 
 impl Credentials {
@@ -105,6 +107,14 @@ impl Credentials {
                 file.display()
             ))
         })?;
+        if is_over(expires_ms) {
+            // librdkafka would only say that an argument is invalid.
+            return Err(LogError::BadConfig(format!(
+                "the token in {} expired at {}: replace it with one that is still good",
+                file.display(),
+                rfc3339(expires_ms)
+            )));
+        }
         Ok(Some(Token { text, principal, expires_ms }))
     }
 
@@ -122,6 +132,16 @@ impl Credentials {
             Login::Token { file } => vec![file],
         }
     }
+}
+
+/// Whether a time is past.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the issuer sets a token's end by the wall clock, and librdkafka reads that too"
+)]
+fn is_over(at: TimestampMs) -> bool {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i128::from(at) <= now.as_millis().cast_signed()
 }
 
 /// Subject and expiry in milliseconds of a JWT. Its signature is the broker's business.
@@ -238,6 +258,26 @@ mod tests {
         let body = URL_SAFE_NO_PAD.encode(r#"{"sub":"admin","exp":1700000000}"#);
         assert_eq!(claims(&format!("e30.{body}.")), Some(("admin".to_owned(), 1_700_000_000_000)));
         assert_eq!(claims("e30.x.y"), None);
+    }
+
+    #[test]
+    fn a_token_that_has_expired_is_named_with_its_time_and_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let credentials = Credentials::token(file.clone());
+        let write = |expires: u64| {
+            let body = URL_SAFE_NO_PAD.encode(format!(r#"{{"sub":"admin","exp":{expires}}}"#));
+            std::fs::write(&file, format!("e30.{body}.signature")).unwrap();
+            body
+        };
+        let body = write(1_700_000_000);
+        let error = credentials.bearer().map(drop).unwrap_err();
+        assert!(matches!(error, LogError::BadConfig(_)), "{error:?}");
+        let said = error.to_string();
+        let parts = [file.to_str().unwrap(), "expired at 2023-11-14T22:13:20.000Z", "replace it"];
+        assert!(parts.iter().all(|part| said.contains(part)) && !said.contains(&body), "{said}");
+        write(100_000_000_000);
+        assert_eq!(credentials.bearer().unwrap().unwrap().principal, "admin");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use rdkafka::bindings as rd;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 pub(super) use self::calls::{
-    add_brokers, cached_watermarks, commit, describe_topic, events, flush, set_login, set_token,
+    add_brokers, cached_watermarks, commit, describe_topic, drop_events, events, flush, set_login, set_token,
 };
 pub(super) use self::configs::{Settings, topic_settings};
 pub(super) use self::ends::{Asked, Which};

@@ -51,6 +51,23 @@ pub(in crate::kafka) fn events(client: Client) -> usize {
     }
 }
 
+/// Drops the events that wait in the queue of a client that nobody polls.
+pub(in crate::kafka) fn drop_events(client: Client) {
+    // SAFETY: the client is alive; each event is destroyed once, and the reference to the queue is given back.
+    unsafe {
+        let queue = rd::rd_kafka_queue_get_main(client);
+        // No more than were there: a client that is in trouble could go on for ever.
+        for _ in 0..rd::rd_kafka_queue_length(queue) {
+            let event = rd::rd_kafka_queue_poll(queue, 0);
+            if event.is_null() {
+                break;
+            }
+            rd::rd_kafka_event_destroy(event);
+        }
+        rd::rd_kafka_queue_destroy(queue);
+    }
+}
+
 /// Adds brokers to find the cluster by; those that the client knows already stay.
 pub(in crate::kafka) fn add_brokers(client: Client, servers: &str) {
     let Ok(servers) = CString::new(servers) else { return };
@@ -114,7 +131,7 @@ pub(in crate::kafka) fn set_token(
     let (Ok(token), Ok(principal)) = (CString::new(token), CString::new(principal)) else {
         return Err(Code::InvalidArgument);
     };
-    // SAFETY: both strings are copied; no extensions, and no room for an error's words.
+    // SAFETY: both strings are copied; no extensions, and no room for an error's words, which may quote the token.
     let error = unsafe {
         rd::rd_kafka_oauthbearer_set_token(
             client,
