@@ -18,7 +18,8 @@ mod session;
 mod topics;
 mod writer;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -33,22 +34,34 @@ use self::session::{Mode, Session};
 use crate::core::deployment::Delivery;
 use crate::core::names::TopicName;
 use crate::ports::{
-    Capabilities, FencedWriter, Fold, LaneSession, LaneSpec, Log, LogError, Offsets, Produce, Produced,
-    ReadFrom, Reader, TopicAdmin, TopicConfig,
+    Ability, Capabilities, FencedWriter, Fold, LaneSession, LaneSpec, Log, LogError, Offsets, Produce,
+    Produced, ReadFrom, Reader, TopicAdmin, TopicConfig,
 };
 
 /// Log filter for what the library calls an error and is none: a lane closes its consumer itself, within a bound, and the
 /// destructor of the library's consumer then complains that it is closed already.
 pub const QUIET: &str = "rdkafka::consumer::base_consumer=off";
 
+/// How long it is left at that whether there are transactions was not found out. Lanes that start together ask once.
+const ASK_AGAIN: Duration = Duration::from_mins(1);
+
 /// A Kafka cluster.
 pub struct KafkaLog {
     config: KafkaConfig,
     admin: Admin,
-    /// Found out when somebody wants to know.
-    capabilities: OnceLock<Capabilities>,
+    /// Found out when somebody wants to know, and when.
+    found: Mutex<Option<(Capabilities, Instant)>>,
+    /// Held by who asks, so that the others wait for the answer instead of asking too.
+    asking: Mutex<()>,
     /// Made at the first use.
     sender: Mutex<Option<Sender>>,
+}
+
+/// Whether an answer of that age is still good. One without a word about transactions is not for long: what was the matter may
+/// be over, a broker that was away, a permission that was not given yet. Compaction is nothing to ask again for: who may not
+/// create topics never hears of it, and the check of the topics that need it tells as much.
+fn is_good(found: &Capabilities, age: Duration) -> bool {
+    !matches!(found.transactions, Ability::Unknown(_)) || age < ASK_AGAIN
 }
 
 impl KafkaLog {
@@ -69,16 +82,21 @@ impl KafkaLog {
     fn new(config: KafkaConfig) -> Result<Arc<Self>, LogError> {
         config.check().map_err(|bad| LogError::BadConfig(bad.to_string()))?;
         let admin = Admin::open(&config)?;
-        Ok(Arc::new(Self { config, admin, capabilities: OnceLock::new(), sender: Mutex::new(None) }))
+        let (found, asking, sender) = Default::default();
+        Ok(Arc::new(Self { config, admin, found, asking, sender }))
     }
 
-    /// What the cluster can do, asked once.
-    fn probe(&self) -> Result<&Capabilities, LogError> {
-        if let Some(known) = self.capabilities.get() {
-            return Ok(known);
+    /// What the cluster can do: asked where nobody has a good answer yet.
+    fn probe(&self) -> Result<Capabilities, LogError> {
+        let _asking = self.asking.lock();
+        if let Some((found, at)) = &*self.found.lock()
+            && is_good(found, at.elapsed())
+        {
+            return Ok(found.clone());
         }
         let found = probe::run(&self.config, &self.admin)?;
-        Ok(self.capabilities.get_or_init(|| found))
+        *self.found.lock() = Some((found.clone(), Instant::now()));
+        Ok(found)
     }
 
     /// An output that must exist, with its configuration where we may read it.
@@ -96,10 +114,10 @@ impl KafkaLog {
         if delivery == Delivery::AtLeastOnce {
             return Ok(Mode::AtLeastOnce);
         }
-        match &self.probe()?.no_transactions {
-            None => Ok(Mode::ExactlyOnce),
-            Some(_) if delivery == Delivery::Auto => Ok(Mode::AtLeastOnce),
-            Some(reason) => Err(LogError::Refused(format!(
+        match self.probe()?.transactions {
+            Ability::Present | Ability::Unknown(_) => Ok(Mode::ExactlyOnce),
+            Ability::Absent(_) if delivery == Delivery::Auto => Ok(Mode::AtLeastOnce),
+            Ability::Absent(reason) => Err(LogError::Refused(format!(
                 "exactly-once needs transactions, and this cluster has none ({reason}): choose AtLeastOnce or Auto"
             ))),
         }
@@ -130,7 +148,7 @@ impl Log for KafkaLog {
     }
 
     fn fenced_writer(&self, topic: &TopicName, id: &str) -> Result<Box<dyn FencedWriter>, LogError> {
-        let has_transactions = self.probe()?.no_transactions.is_none();
+        let has_transactions = !self.probe()?.transactions.is_absent();
         Ok(Box::new(writer::Writer::open(&self.config, topic, id, has_transactions)?))
     }
 
@@ -153,11 +171,39 @@ impl Log for KafkaLog {
     }
 
     fn capabilities(&self) -> Capabilities {
+        // Status asks often, on a thread that must not wait: what is known will do.
+        if let Some((found, _)) = &*self.found.lock() {
+            return found.clone();
+        }
         let unknown = |error: LogError| Capabilities {
-            description: format!("Kafka at {}, {error}", self.config.bootstrap_servers.join(",")),
-            no_transactions: None,
-            no_compaction: None,
+            description: format!("Kafka at {}", self.config.bootstrap_servers.join(",")),
+            transactions: Ability::Unknown(error.to_string()),
+            compaction: Ability::Unknown(error.to_string()),
         };
-        self.probe().cloned().unwrap_or_else(unknown)
+        self.probe().unwrap_or_else(unknown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_found_out_is_asked_again() {
+        let found = |transactions| Capabilities {
+            description: String::new(),
+            transactions,
+            compaction: Ability::Unknown("not allowed".into()),
+        };
+        let why = || "why".to_owned();
+        let cases = [
+            (Ability::Present, Duration::MAX, true),
+            (Ability::Absent(why()), Duration::MAX, true),
+            (Ability::Unknown(why()), Duration::ZERO, true),
+            (Ability::Unknown(why()), ASK_AGAIN, false),
+        ];
+        for (transactions, age, expected) in cases {
+            assert_eq!(is_good(&found(transactions.clone()), age), expected, "{transactions:?} {age:?}");
+        }
     }
 }

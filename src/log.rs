@@ -21,7 +21,7 @@ use crate::log::reader::TopicReader;
 use crate::log::request::{Commit, Request};
 use crate::log::store::Store;
 use crate::ports::{
-    Capabilities, Clock, FencedWriter, Fold, LaneSession, LaneSpec, Log, LogError, Offsets, Produce,
+    Ability, Capabilities, Clock, FencedWriter, Fold, LaneSession, LaneSpec, Log, LogError, Offsets, Produce,
     Produced, ReadFrom, Reader, TopicAdmin,
 };
 
@@ -205,8 +205,8 @@ impl Log for EmbeddedLog {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             description: format!("embedded log at {}", self.store.dir().display()),
-            no_transactions: None,
-            no_compaction: None,
+            transactions: Ability::Present,
+            compaction: Ability::Present,
         }
     }
 }

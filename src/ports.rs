@@ -351,6 +351,15 @@ pub struct Extent {
     pub end: Offset,
 }
 
+/// How many copies of a topic there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replicas {
+    /// Of the partition that has the fewest.
+    pub fewest: usize,
+    /// As many as the topic would be made with now.
+    pub wanted: usize,
+}
+
 /// Topics: make, look at, remove.
 pub trait TopicAdmin: Send + Sync {
     /// Creates a topic; `TopicExists` when there is one, whatever its configuration.
@@ -367,6 +376,10 @@ pub trait TopicAdmin: Send + Sync {
     fn list(&self) -> Result<Vec<TopicInfo>, LogError>;
     /// One topic, `None` when there is none of that name.
     fn describe(&self, name: &TopicName) -> Result<Option<TopicInfo>, LogError>;
+    /// How many copies of a topic there are; `None` where the log does not keep several.
+    fn replicas(&self, _name: &TopicName) -> Result<Option<Replicas>, LogError> {
+        Ok(None)
+    }
     /// First and next offset of every partition of a topic, in their order.
     fn extents(&self, name: &TopicName) -> Result<Vec<Extent>, LogError>;
     /// The first offset whose record has at least this timestamp, per partition; the end where there is none.
@@ -510,8 +523,26 @@ pub trait Log: Send + Sync {
     ) -> Result<Box<dyn Reader>, LogError>;
     /// Appends records, all visible together where the log can; durable when this returns.
     fn produce(&self, records: &[Produce]) -> Result<Vec<Produced>, LogError>;
-    /// What this log is and promises, for status and `doctor`.
+    /// What this log is and promises, as last found out, for status and `doctor`. Asks only where nobody has asked yet.
     fn capabilities(&self) -> Capabilities;
+}
+
+/// Whether a log can do something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ability {
+    /// It can.
+    Present,
+    /// It cannot, and said so: why.
+    Absent(String),
+    /// It did not say: why. Whoever needs the ability assumes it, and hears of it where it is not there.
+    Unknown(String),
+}
+
+impl Ability {
+    /// Whether the log said that it cannot.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent(_))
+    }
 }
 
 /// What a log was found able to do.
@@ -519,21 +550,22 @@ pub trait Log: Send + Sync {
 pub struct Capabilities {
     /// What it is, for people: `embedded log at <path>`, `Kafka at <brokers>`.
     pub description: String,
-    /// Why it cannot do transactions; `None` when it can.
-    pub no_transactions: Option<String>,
-    /// Why it cannot compact; `None` when it can.
-    pub no_compaction: Option<String>,
+    /// Transactions over topics and offsets: what exactly-once needs.
+    pub transactions: Ability,
+    /// Compaction of topics: what desired and observed state need.
+    pub compaction: Ability,
 }
 
 impl Capabilities {
     /// All of it in a line, for the status.
     pub fn summary(&self) -> String {
-        let ability = |name: &str, missing: &Option<String>| match missing {
-            None => name.to_owned(),
-            Some(why) => format!("no {name} ({why})"),
+        let ability = |name: &str, ability: &Ability| match ability {
+            Ability::Present => name.to_owned(),
+            Ability::Absent(why) => format!("no {name} ({why})"),
+            Ability::Unknown(why) => format!("{name} unknown ({why})"),
         };
-        let transactions = ability("transactions", &self.no_transactions);
-        format!("{}; {transactions}, {}", self.description, ability("compaction", &self.no_compaction))
+        let transactions = ability("transactions", &self.transactions);
+        format!("{}; {transactions}, {}", self.description, ability("compaction", &self.compaction))
     }
 }
 

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coproc::control::topics::OwnTopic;
 use coproc::core::deployment::{Delivery, StartOffset};
 use coproc::core::disposition::Disposition;
 use coproc::core::ledger::TopicPartition;
@@ -29,7 +30,8 @@ use coproc::core::record::{Batch, Record};
 use coproc::core::status::State;
 use coproc::kafka::{Assignor, KafkaLog, Timing};
 use coproc::ports::{
-    Cleanup, Emit, Event, Extent, FoldEvent, Keyed, Log, LogError, Placement, Produce, ReadFrom, TopicConfig,
+    Ability, Cleanup, Emit, Event, Extent, FoldEvent, Keyed, Log, LogError, Placement, Produce, ReadFrom,
+    Replicas, TopicConfig,
 };
 
 use self::cluster::{Cluster, await_end, fill, fresh, plain, short, topic};
@@ -863,6 +865,15 @@ fn the_topics_of_coproc_are_made_as_they_have_to_be_and_looked_at() {
     support::wait_for("the refusal", || try_to_start_node(&log).err().filter(refused));
     set("compact");
     support::wait_for("the start", || try_to_start_node(&log).ok()).stop();
+
+    // Somebody made it before all brokers were there.
+    let name = OwnTopic::Logs.name();
+    assert_eq!(log.topics().replicas(&name).unwrap(), Some(Replicas { fewest: 3, wanted: 3 }));
+    log.topics().delete(&name).unwrap();
+    let make = ["--create", "--topic", name.as_str(), "--replication-factor", "1"];
+    cluster.tool("org.apache.kafka.tools.TopicCommand", &make);
+    let few = || log.topics().replicas(&name).ok().flatten().filter(|found| found.fewest == 1);
+    assert_eq!(support::wait_for("the topic", few).wanted, 3);
     a_partition_without_a_leader_is_waited_for(&cluster);
 }
 
@@ -898,7 +909,10 @@ fn a_partition_without_a_leader_is_waited_for(cluster: &Cluster) {
 #[test]
 fn a_cluster_says_what_it_can_do() {
     let capabilities = plain().log().capabilities();
-    assert_eq!((&capabilities.no_transactions, &capabilities.no_compaction), (&None, &None));
+    assert_eq!(
+        (&capabilities.transactions, &capabilities.compaction),
+        (&Ability::Present, &Ability::Present)
+    );
     let says = "1 broker that speaks the protocol of Kafka 4.1";
     assert!(capabilities.description.ends_with(says), "{}", capabilities.description);
     // Found out later, when somebody asks, it is the same.
@@ -917,7 +931,7 @@ fn without_transactions_auto_falls_back_and_exactly_once_refuses() {
     let mut config = cluster.config();
     config.bootstrap_servers = vec![format!("127.0.0.1:{}", proxy.port)];
     let log = KafkaLog::connect(config).unwrap();
-    let reason = log.capabilities().no_transactions.unwrap();
+    let Ability::Absent(reason) = log.capabilities().transactions else { panic!("there are none") };
     assert!(reason.contains("takes no AddPartitionsToTxn requests"), "{reason}");
     let mut rig = Rig::on(log, "untransacted", 0);
     rig.start();

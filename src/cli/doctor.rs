@@ -17,10 +17,11 @@ use crate::control::desired::{self, Desired};
 use crate::control::observed::{self, ObservedNode};
 use crate::control::topics::OwnTopic;
 use crate::core::deployment::Limits;
+use crate::core::names::CONTROL_TOPIC;
 use crate::core::record::Record;
 use crate::core::status::{DeploymentStatus, NodeStatus, State, UpDown};
 use crate::node::plan::{ChainPlan, StepPlan, guest_limits};
-use crate::ports::{GuestLines, Log};
+use crate::ports::{Ability, Capabilities, GuestLines, Log, Replicas};
 
 /// A disk that takes longer for one sync is slow, and so is every commit.
 const SLOW_SYNC: Duration = Duration::from_millis(50);
@@ -143,33 +144,80 @@ fn sync_time(dir: &Path) -> std::io::Result<Duration> {
 }
 
 fn look_at_log(log: &dyn Log, findings: &mut Findings) {
-    let abilities = log.capabilities();
-    findings.add("log", Verdict::Ok, abilities.description);
-    match abilities.no_transactions {
-        None => findings.add("log", Verdict::Ok, "transactions: exactly-once is to be had"),
-        Some(why) => {
-            findings.add("log", Verdict::Warn, format!("no transactions, at least once only: {why}"));
-        }
-    }
-    if let Some(why) = abilities.no_compaction {
-        findings.add("log", Verdict::Fail, format!("no compaction, control and status need it: {why}"));
-    }
+    let Capabilities { description, transactions, compaction } = log.capabilities();
+    findings.add("log", Verdict::Ok, description);
+    let (verdict, message) = about_transactions(&transactions);
+    findings.add("log", verdict, message);
+    let mut is_compacted = false;
     for topic in OwnTopic::ALL {
-        let found = log.topics().describe(&topic.name());
-        let (verdict, message) = match found {
-            Err(error) => (Verdict::Fail, error.to_string()),
-            Ok(None) => {
-                (Verdict::Warn, format!("{} is not there yet: the first node makes it", topic.name()))
-            }
-            Ok(Some(info)) => match topic.check(&info) {
-                Ok(()) => (Verdict::Ok, format!("{} is as it has to be", topic.name())),
-                Err(error) => (Verdict::Fail, error.to_string()),
-            },
-        };
+        let (verdict, message) = look_at_topic(log, topic);
+        // What control and status need, seen where it counts.
+        is_compacted |= topic == OwnTopic::Control && verdict == Verdict::Ok;
         findings.add("topic", verdict, message);
+    }
+    if let Some((verdict, message)) = about_compaction(&compaction, is_compacted) {
+        findings.add("log", verdict, message);
     }
     look_at_nodes(log, findings);
     look_at_deployments(log, findings);
+}
+
+fn about_transactions(ability: &Ability) -> (Verdict, String) {
+    match ability {
+        Ability::Present => (Verdict::Ok, "transactions: exactly-once is to be had".to_owned()),
+        Ability::Absent(why) => (Verdict::Warn, format!("no transactions, at least once only: {why}")),
+        Ability::Unknown(why) => {
+            let message = format!(
+                "whether there are transactions could not be found out: {why}; check \
+                 transaction.state.log.replication.factor and the ACL on the transactional id"
+            );
+            (Verdict::Warn, message)
+        }
+    }
+}
+
+fn about_compaction(ability: &Ability, is_seen: bool) -> Option<(Verdict, String)> {
+    match ability {
+        Ability::Present => None,
+        Ability::Absent(why) => {
+            Some((Verdict::Fail, format!("no compaction, control and status need it: {why}")))
+        }
+        Ability::Unknown(_) if is_seen => None,
+        Ability::Unknown(why) => {
+            let message = format!(
+                "whether there is compaction, which control and status need, could not be found out: {why}; make \
+                 {CONTROL_TOPIC} with cleanup.policy=compact, and look again"
+            );
+            Some((Verdict::Warn, message))
+        }
+    }
+}
+
+fn look_at_topic(log: &dyn Log, topic: OwnTopic) -> (Verdict, String) {
+    let name = topic.name();
+    let info = match log.topics().describe(&name) {
+        Err(error) => return (Verdict::Fail, error.to_string()),
+        Ok(None) => return (Verdict::Warn, format!("{name} is not there yet: the first node makes it")),
+        Ok(Some(info)) => info,
+    };
+    match topic.check(&info).and_then(|()| log.topics().replicas(&name)) {
+        Err(error) => (Verdict::Fail, error.to_string()),
+        Ok(replicas) => match replicas.and_then(too_few) {
+            Some(few) => (Verdict::Warn, format!("{name} {few}")),
+            None => (Verdict::Ok, format!("{name} is as it has to be")),
+        },
+    }
+}
+
+/// The number stays as it was when the topic was made, perhaps when not all brokers were up yet.
+fn too_few(Replicas { fewest, wanted }: Replicas) -> Option<String> {
+    (fewest < wanted).then(|| {
+        format!(
+            "has {}, and there are brokers for {wanted}: give it more with kafka-reassign-partitions, before one \
+             is lost",
+            count(fewest, "replica")
+        )
+    })
 }
 
 fn look_at_nodes(log: &dyn Log, findings: &mut Findings) {
@@ -293,6 +341,29 @@ mod tests {
             "reason": reason, "generation": 3, "last_error": error,
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn what_could_not_be_found_out_is_no_good_news() {
+        let why = || "timed out".to_owned();
+        let (verdict, said) = about_transactions(&Ability::Unknown(why()));
+        assert_eq!(verdict, Verdict::Warn);
+        let parts = ["timed out", "transaction.state.log.replication.factor", "ACL"];
+        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+        assert_eq!(about_transactions(&Ability::Present).0, Verdict::Ok);
+        assert_eq!(about_transactions(&Ability::Absent(why())).0, Verdict::Warn);
+        let compaction = |ability, is_seen| about_compaction(&ability, is_seen).map(|(verdict, _)| verdict);
+        assert_eq!(compaction(Ability::Present, false), None);
+        assert_eq!(compaction(Ability::Absent(why()), true), Some(Verdict::Fail));
+        assert_eq!(compaction(Ability::Unknown(why()), true), None);
+        assert_eq!(compaction(Ability::Unknown(why()), false), Some(Verdict::Warn));
+    }
+
+    #[test]
+    fn a_topic_with_fewer_replicas_than_there_could_be_is_a_finding() {
+        assert_eq!(too_few(Replicas { fewest: 3, wanted: 2 }), None);
+        let said = too_few(Replicas { fewest: 1, wanted: 3 }).unwrap();
+        assert!(said.starts_with("has 1 replica, and there are brokers for 3: "), "{said}");
     }
 
     #[test]

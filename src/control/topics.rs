@@ -106,6 +106,13 @@ impl OwnTopic {
                 info.name, info.config.cleanup
             )));
         }
+        if self == Self::Logs && info.config.cleanup != Cleanup::Delete {
+            return Err(LogError::BadConfig(format!(
+                "topic {} has the clean-up policy {:?}, which keeps one line of each coprocessor: set \
+                 cleanup.policy=delete on it",
+                info.name, info.config.cleanup
+            )));
+        }
         if wanted.partitions == 1 && info.config.partitions != 1 {
             return Err(LogError::BadConfig(format!(
                 "topic {} has {} partitions where one is needed: delete it, it is made anew",
@@ -136,5 +143,12 @@ mod tests {
         assert!(OwnTopic::Control.check(&info).unwrap_err().to_string().contains("cleanup.policy=compact"));
         info.config = TopicConfig { partitions: 3, ..TopicConfig::compacted() };
         assert!(OwnTopic::Control.check(&info).unwrap_err().to_string().contains("3 partitions"));
+        let mut logs = TopicInfo { name: OwnTopic::Logs.name(), config: OwnTopic::Logs.config(), ..info };
+        assert!(OwnTopic::Logs.check(&logs).is_ok());
+        for cleanup in [Cleanup::Compact, Cleanup::CompactAndDelete] {
+            logs.config.cleanup = cleanup;
+            let refused = OwnTopic::Logs.check(&logs).unwrap_err().to_string();
+            assert!(refused.contains("cleanup.policy=delete"), "{refused}");
+        }
     }
 }

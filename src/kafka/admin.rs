@@ -16,7 +16,7 @@ use super::context::Context;
 use super::{error, ffi, topics};
 use crate::core::names::TopicName;
 use crate::core::record::{Offset, TimestampMs};
-use crate::ports::{Extent, LogError, TopicAdmin, TopicConfig, TopicInfo};
+use crate::ports::{Extent, LogError, Replicas, TopicAdmin, TopicConfig, TopicInfo};
 
 /// Replication factor of the topics that we create, where the cluster has as many brokers.
 const REPLICAS: usize = 3;
@@ -39,6 +39,11 @@ pub(super) struct Clients {
     administrator: AdminClient<Context>,
     /// Without a group: it never joins anything.
     pub(super) asker: BaseConsumer<Context>,
+}
+
+/// Of how many replicas a topic is made on so many brokers.
+fn replicas(brokers: usize) -> usize {
+    brokers.clamp(1, REPLICAS)
 }
 
 impl Clients {
@@ -116,7 +121,7 @@ impl Admin {
         config: &TopicConfig,
         only_ask: bool,
     ) -> Result<Result<(), Code>, LogError> {
-        let replicas = self.brokers()?.clamp(1, REPLICAS) as i32;
+        let replicas = replicas(self.brokers()?) as i32;
         let entries = topics::entries(config);
         let mut topic = NewTopic::new(name, config.partitions as i32, TopicReplication::Fixed(replicas));
         for (key, value) in &entries {
@@ -245,6 +250,16 @@ impl TopicAdmin for Admin {
 
     fn describe(&self, name: &TopicName) -> Result<Option<TopicInfo>, LogError> {
         topics::look_at(self.clients()?.client(), name, self.wait())
+    }
+
+    fn replicas(&self, name: &TopicName) -> Result<Option<Replicas>, LogError> {
+        let metadata = self.clients()?.client().fetch_metadata(Some(name.as_str()), self.wait());
+        let metadata =
+            metadata.map_err(|e| error::from_kafka(&e, &format!("cannot ask for the replicas of {name}")))?;
+        let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+        let fewest = partitions.map(|partition| partition.replicas().len()).min();
+        let fewest = fewest.ok_or_else(|| LogError::UnknownTopic(name.clone()))?;
+        Ok(Some(Replicas { fewest, wanted: replicas(metadata.brokers().len()) }))
     }
 
     fn extents(&self, name: &TopicName) -> Result<Vec<Extent>, LogError> {

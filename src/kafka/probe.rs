@@ -14,7 +14,7 @@ use super::admin::Admin;
 use super::config::{Batching, KafkaConfig};
 use super::context::{Context, Versions};
 use super::{error, writer};
-use crate::ports::{Capabilities, LogError, TopicConfig};
+use crate::ports::{Ability, Capabilities, LogError, TopicConfig};
 
 /// Its transactions are empty and its epoch is nobody's: several probes may fence each other.
 const PROBE_ID: &str = "coproc.probe";
@@ -55,9 +55,19 @@ const RELEASES: [(&str, i16, i16); 13] = [
 /// Asks the cluster. Fails only when it cannot be reached or does not let us in.
 pub(super) fn run(config: &KafkaConfig, admin: &Admin) -> Result<Capabilities, LogError> {
     let brokers = reach(admin)?;
-    let (no_transactions, release) = transactions(config)?;
-    if let Some(reason) = &no_transactions {
-        warn!(reason, "this cluster has no transactions: exactly-once is not to be had here");
+    let (transactions, release) = transactions(config)?;
+    match &transactions {
+        Ability::Present => {}
+        Ability::Absent(reason) => {
+            warn!(reason, "this cluster has no transactions: exactly-once is not to be had here");
+        }
+        Ability::Unknown(reason) => {
+            warn!(
+                reason,
+                "whether the cluster has transactions was not found out, it is assumed: check \
+                 transaction.state.log.replication.factor and the ACL on the transactional id"
+            );
+        }
     }
     let speak = match brokers {
         1 => "1 broker that speaks".to_owned(),
@@ -67,8 +77,8 @@ pub(super) fn run(config: &KafkaConfig, admin: &Admin) -> Result<Capabilities, L
         release.map_or_else(|| "an unknown protocol".to_owned(), |r| format!("the protocol of {r}"));
     Ok(Capabilities {
         description: format!("Kafka at {}: {speak} {release}", config.bootstrap_servers.join(",")),
-        no_transactions,
-        no_compaction: compaction(admin)?,
+        transactions,
+        compaction: compaction(admin)?,
     })
 }
 
@@ -97,9 +107,9 @@ pub(super) fn reach(admin: &Admin) -> Result<usize, LogError> {
     )))
 }
 
-/// Why there are none: only when the broker says so itself. A time-out or a missing permission is no such
-/// word, and the lanes that need them will hear of it. And which release's protocol the brokers speak.
-fn transactions(config: &KafkaConfig) -> Result<(Option<String>, Option<String>), LogError> {
+/// Whether there are any: there are none only when the broker says so itself. A time-out or a missing permission is no such
+/// word. And which release's protocol the brokers speak.
+fn transactions(config: &KafkaConfig) -> Result<(Ability, Option<String>), LogError> {
     let mut client = config.producer(Batching::Prompt)?;
     client.set("transactional.id", PROBE_ID);
     client.set("transaction.timeout.ms", config.timing.transaction.as_millis().to_string());
@@ -108,28 +118,29 @@ fn transactions(config: &KafkaConfig) -> Result<(Option<String>, Option<String>)
     let context = Context::listening(config);
     let producer: BaseProducer<Context> =
         client.create_with_context(context).map_err(|e| error::from_kafka(&e, "cannot make a producer"))?;
-    let none = match writer::init(&producer, config.timing.commit_budget()) {
-        Ok(()) | Err(LogError::Fenced(_)) => None,
+    let found = match writer::init(&producer, config.timing.commit_budget()) {
+        Ok(()) | Err(LogError::Fenced(_)) => Ability::Present,
         Err(refused @ LogError::Refused(_)) if is_unsupported(&producer, &refused) => {
-            Some(refused.to_string())
+            Ability::Absent(refused.to_string())
         }
-        Err(error) => {
-            info!(%error, "whether the cluster has transactions was not found out: assuming that it has");
-            None
-        }
+        Err(error) => Ability::Unknown(format!("{error}, asked with the transactional id {PROBE_ID}")),
     };
     // Goes to every broker, for the sake of the connection; one that is down is not waited for.
     let asked = producer.client().fetch_group_list(None, EVERY_BROKER);
     writer::serve(&producer);
     let versions = producer.context().versions();
-    let none = match asked {
-        Ok(_) => none.or_else(|| missing(&versions)),
+    let missing = match asked {
+        Ok(_) => missing(&versions),
         Err(error) => {
             info!(%error, "not every broker answers");
-            none
+            None
         }
     };
-    Ok((none, release(&versions)))
+    let found = match (found, missing) {
+        (found @ Ability::Absent(_), _) | (found, None) => found,
+        (_, Some(missing)) => Ability::Absent(missing),
+    };
+    Ok((found, release(&versions)))
 }
 
 /// The first request of a transaction that a broker does not take.
@@ -166,14 +177,15 @@ fn is_unsupported(producer: &BaseProducer<Context>, refused: &LogError) -> bool 
         || refused.to_string().contains("UNSUPPORTED")
 }
 
-fn compaction(admin: &Admin) -> Result<Option<String>, LogError> {
-    match admin.create_topic(PROBE_TOPIC, &TopicConfig::compacted(), true)? {
+fn compaction(admin: &Admin) -> Result<Ability, LogError> {
+    Ok(match admin.create_topic(PROBE_TOPIC, &TopicConfig::compacted(), true)? {
+        Ok(()) => Ability::Present,
         Err(code @ (Code::InvalidConfig | Code::UnsupportedVersion | Code::InvalidRequest)) => {
-            Ok(Some(code.to_string()))
+            Ability::Absent(code.to_string())
         }
-        // Not allowed to create is no word about compaction.
-        _ => Ok(None),
-    }
+        // Not allowed to create, for instance.
+        Err(code) => Ability::Unknown(format!("topic {PROBE_TOPIC} could not be tried: {code}")),
+    })
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
+use crate::core::deployment::Delivery;
 use crate::core::disposition::Disposition;
 use crate::core::machine::LOG_SCHEDULE;
 use crate::core::names::NodeId;
@@ -89,12 +90,23 @@ fn run(place: &LanePlace, plan: LanePlan, mailbox: &Receiver<Command>, parts: &L
         Ok(session) => session,
         Err(end) => return end,
     };
+    let delivery = delivery(plan.deployment.policies.delivery, place.log.as_ref());
+    parts.shared.change(|report| report.delivery = Some(delivery));
     session.recall(Box::new(place.past.of(&plan.identity, plan.deployment.life.clone())));
     let mut lane = Lane::new(session, plan, mailbox.clone(), parts.clone());
     loop {
         if let Turn::Ended(end) = lane.turn() {
             return end;
         }
+    }
+}
+
+/// What the session that was just opened keeps to: to open it the log had to know what it can do.
+fn delivery(wanted: Delivery, log: &dyn Log) -> &'static str {
+    match wanted {
+        Delivery::AtLeastOnce => "at_least_once",
+        Delivery::Auto if log.capabilities().transactions.is_absent() => "at_least_once",
+        Delivery::Auto | Delivery::ExactlyOnce => "exactly_once",
     }
 }
 

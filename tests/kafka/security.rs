@@ -15,7 +15,7 @@ use coproc::core::disposition::Disposition;
 use coproc::core::names::{Installation, TopicName};
 use coproc::core::status::State;
 use coproc::kafka::{Credentials, KafkaConfig, KafkaLog, Mechanism, Tls};
-use coproc::ports::{FencedWriter, Fold, FoldEvent, Keyed, Log, ReadFrom, Reader, TopicConfig};
+use coproc::ports::{Ability, FencedWriter, Fold, FoldEvent, Keyed, Log, ReadFrom, Reader, TopicConfig};
 
 use super::cluster::{Cluster, await_end, fill, fresh, topic};
 use super::lane::{Lane, spec};
@@ -319,6 +319,10 @@ fn the_documented_permissions_are_enough_and_needed() {
     let deployer: Arc<dyn Log> = KafkaLog::connect(user(&cluster, "deployer")).unwrap();
     let spec = || spec("coproc.g", "t", &"orders".parse().unwrap(), &"orders-out".parse().unwrap());
     assert!(node.lane(&spec()).is_err(), "nothing is allowed yet");
+    let Ability::Unknown(why) = node.capabilities().transactions else {
+        panic!("that could not be found out")
+    };
+    assert!(why.contains("coproc.probe"), "{why}");
     let properties = cluster.dir.join("client.properties");
     let permissions = documented_permissions();
     assert!(permissions.len() > 8);
@@ -343,6 +347,10 @@ fn the_documented_permissions_are_enough_and_needed() {
         kafka.naming = Naming::Materialized;
     }
     rig.put("viewed", &wanted);
+    assert_eq!(
+        KafkaLog::connect(user(&cluster, "node")).unwrap().capabilities().transactions,
+        Ability::Present
+    );
     let running = start_node_of(&node, rig.pool.clone(), 0);
     for name in ["orders-out", "orders._view_"] {
         wait_for(name, || {

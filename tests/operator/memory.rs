@@ -10,8 +10,8 @@ use coproc::core::names::{ConsumerGroup, TopicName};
 use coproc::core::record::Offset;
 use coproc::operator::world::{Connection, Logs};
 use coproc::ports::{
-    Capabilities, Extent, FencedWriter, Fold, FoldEvent, Keyed, LaneSession, LaneSpec, Log, LogError,
-    Offsets, Produce, Produced, ReadFrom, Reader, TopicAdmin, TopicConfig, TopicInfo,
+    Ability, Capabilities, Extent, FencedWriter, Fold, FoldEvent, Keyed, LaneSession, LaneSpec, Log,
+    LogError, Offsets, Produce, Produced, ReadFrom, Reader, TopicAdmin, TopicConfig, TopicInfo,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -221,7 +221,11 @@ impl Log for Memory {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { description: "memory".into(), no_transactions: None, no_compaction: None }
+        Capabilities {
+            description: "memory".into(),
+            transactions: Ability::Present,
+            compaction: Ability::Present,
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::core::names::{ConsumerGroup, TopicName};
 use crate::core::record::{Offset, TimestampMs};
 use crate::log::LONGEST_WAIT;
 use crate::ports::{
-    Capabilities, Extent, FencedWriter, Fetched, Fold, FoldEvent, Keyed, LaneSession, LaneSpec, Log,
+    Ability, Capabilities, Extent, FencedWriter, Fetched, Fold, FoldEvent, Keyed, LaneSession, LaneSpec, Log,
     LogError, Offsets, Produce, Produced, ReadFrom, Reader, TopicAdmin, TopicConfig, TopicInfo,
 };
 
@@ -250,8 +250,8 @@ impl Log for RemoteLog {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             description: format!("{}, through its socket", self.description),
-            no_transactions: None,
-            no_compaction: None,
+            transactions: Ability::Present,
+            compaction: Ability::Present,
         }
     }
 }

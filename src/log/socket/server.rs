@@ -18,7 +18,7 @@ use super::convert;
 use super::generated as wire;
 use super::session::Session;
 use super::{MAX_MESSAGE_BYTES, runtime};
-use crate::ports::{Log, LogError};
+use crate::ports::{Ability, Log, LogError};
 
 use wire::log_server::{Log as Service, LogServer};
 
@@ -136,10 +136,15 @@ impl Service for Handler {
         _: Request<wire::Empty>,
     ) -> Result<Response<wire::CapabilitiesReply>, Status> {
         let capabilities = self.log.capabilities();
+        // What could not be found out is assumed by whoever needs it: for them it is as if it were there.
+        let missing = |ability| match ability {
+            Ability::Absent(why) => Some(why),
+            Ability::Present | Ability::Unknown(_) => None,
+        };
         Ok(Response::new(wire::CapabilitiesReply {
             description: capabilities.description,
-            no_transactions: capabilities.no_transactions,
-            no_compaction: capabilities.no_compaction,
+            no_transactions: missing(capabilities.transactions),
+            no_compaction: missing(capabilities.compaction),
         }))
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::control::desired::Desired;
-use crate::core::deployment::{Delivery, Deployment};
+use crate::core::deployment::Deployment;
 use crate::core::names::{Identity, TopicName};
 use crate::core::record::TimestampMs;
 use crate::core::retry::RetrySchedule;
@@ -389,15 +389,9 @@ impl Entry {
         let name = self.identity.display_name();
         let metrics = context.metrics.of(&name);
         let lines = context.guest_logs.lines(&name, &metrics);
-        let delivery = match plan.deployment.policies.delivery {
-            Delivery::AtLeastOnce => "at_least_once",
-            Delivery::Auto if context.parts.log.capabilities().no_transactions.is_some() => "at_least_once",
-            Delivery::Auto | Delivery::ExactlyOnce => "exactly_once",
-        };
         let mut lanes = Vec::new();
         for lane in 0..plan.deployment.policies.parallelism {
             let shared: Arc<LaneShared> = Arc::default();
-            shared.change(|report| report.delivery = Some(delivery));
             let parts = LaneParts {
                 clock: context.parts.clock.clone(),
                 lines: lines.clone(),
