@@ -11,16 +11,20 @@ use std::time::{Duration, Instant};
 use coproc::control::modules;
 use coproc::core::deployment::{Naming, Sink, Source, StartOffset};
 use coproc::core::digest::Digest;
-use coproc::core::names::PoolName;
+use coproc::core::names::{PoolName, TopicName};
+use coproc::core::record::{Offset, TimestampMs};
 use coproc::core::status::State;
 use coproc::core::units::Span;
 use coproc::ports::{
-    Engine, Guest, GuestClass, GuestFailure, GuestLines, GuestSpec, Keyed, Log, LogError, ModuleError,
-    Program, ReadFrom, TopicConfig,
+    Capabilities, Engine, Extent, FencedWriter, Fold, Guest, GuestClass, GuestFailure, GuestLines, GuestSpec,
+    Keyed, LaneSession, LaneSpec, Log, LogError, ModuleError, Offsets, Produce, Produced, Program, ReadFrom,
+    Reader, TopicAdmin, TopicConfig, TopicInfo,
 };
 use coproc::wasm::{CompileHelper, WasmOptions, Wasmtime};
 
-use support::{Rig, fragile, guest, identity, identity_of, numbers, stamp, start_node, topic, wait_for};
+use support::{
+    Rig, deployment, fragile, guest, identity, identity_of, numbers, stamp, start_node, topic, wait_for,
+};
 
 const NO_RETRIES: &str = r#""policies":{"errorPolicy":{"maxRetries":0,"onExhausted":"Fail"}}"#;
 
@@ -65,6 +69,108 @@ fn a_restart_goes_on_where_it_stopped() {
     let _node = start_node(&rig.log);
     let values = rig.values("out", 200);
     assert_eq!(values, [numbers("a", 0..100), numbers("b", 0..100)].concat());
+}
+
+/// A log that takes two seconds to fail to say whether some topics are there, as one of hanging brokers takes longer.
+struct Slow(Arc<dyn Log>, AtomicUsize);
+
+impl Slow {
+    const AWAY: &str = "away";
+    const TAKES: Duration = Duration::from_secs(2);
+}
+
+impl Log for Slow {
+    fn lane(&self, spec: &LaneSpec) -> Result<Box<dyn LaneSession>, LogError> {
+        self.0.lane(spec)
+    }
+
+    fn topics(&self) -> &dyn TopicAdmin {
+        self
+    }
+
+    fn offsets(&self) -> &dyn Offsets {
+        self.0.offsets()
+    }
+
+    fn fold(&self, topic: &TopicName) -> Result<Box<dyn Fold>, LogError> {
+        self.0.fold(topic)
+    }
+
+    fn fenced_writer(&self, topic: &TopicName, id: &str) -> Result<Box<dyn FencedWriter>, LogError> {
+        self.0.fenced_writer(topic, id)
+    }
+
+    fn reader(
+        &self,
+        topic: &TopicName,
+        partitions: Option<&[u32]>,
+        from: ReadFrom,
+    ) -> Result<Box<dyn Reader>, LogError> {
+        self.0.reader(topic, partitions, from)
+    }
+
+    fn produce(&self, records: &[Produce]) -> Result<Vec<Produced>, LogError> {
+        self.0.produce(records)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+}
+
+impl TopicAdmin for Slow {
+    fn create(&self, name: &TopicName, config: &TopicConfig) -> Result<(), LogError> {
+        self.0.topics().create(name, config)
+    }
+
+    fn delete(&self, name: &TopicName) -> Result<(), LogError> {
+        self.0.topics().delete(name)
+    }
+
+    fn list(&self) -> Result<Vec<TopicInfo>, LogError> {
+        self.0.topics().list()
+    }
+
+    fn describe(&self, name: &TopicName) -> Result<Option<TopicInfo>, LogError> {
+        if name.as_str() != Self::AWAY {
+            return self.0.topics().describe(name);
+        }
+        self.1.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(Self::TAKES);
+        Err(LogError::Unavailable("no answer".to_owned()))
+    }
+
+    fn extents(&self, name: &TopicName) -> Result<Vec<Extent>, LogError> {
+        self.0.topics().extents(name)
+    }
+
+    fn offsets_at(&self, name: &TopicName, timestamp: TimestampMs) -> Result<Vec<Offset>, LogError> {
+        self.0.topics().offsets_at(name, timestamp)
+    }
+}
+
+/// A round over all that wait would take longer than anything here may.
+#[test]
+fn deployments_whose_topics_the_log_does_not_say_hold_up_nothing_else() {
+    const WAITING: usize = 40;
+    let rig = Rig::without_node();
+    rig.create("in", 1);
+    rig.create("out", 1);
+    let slow = Arc::new(Slow(rig.log.clone(), AtomicUsize::new(0)));
+    let log: Arc<dyn Log> = slow.clone();
+    let node = start_node(&log);
+    rig.deploy("copy", &[identity()], "in", &["out"], "").unwrap();
+    rig.wait_for_state("copy", State::Running);
+    let digest = rig.upload(&identity());
+    for n in 0..WAITING {
+        rig.put(&format!("waits{n}"), &deployment(&[digest], Slow::AWAY, &["out"], ""));
+    }
+    let asked = || slow.1.load(Ordering::Relaxed);
+    wait_for("the first question", || (asked() > 0).then_some(()));
+    rig.set_paused("copy", true);
+    rig.wait_for_state("copy", State::Paused);
+    assert!(node.stop(), "the node stops in time");
+    assert!(asked() < WAITING, "both in less than a round");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The supervisor: makes what runs equal to what is desired, one deployment at a time, on one thread.
 //!
 //! It never blocks on a module, a guest or a lane: loads happen in the loader, lanes stop in their own time, and a
-//! tick looks at what has become of both. What a deployment needs next is decided in `entry`.
+//! tick looks at what has become of both. What a deployment needs next is decided in `entry`. Before lanes start, the log is
+//! asked for their topics; one that takes its time holds up a tick by one such question and no more.
 
 mod entry;
 mod status;
@@ -31,6 +32,8 @@ use crate::telemetry::metrics::NodeMetrics;
 
 /// How often lanes, loads and missing topics are looked at.
 const TICK: Duration = Duration::from_millis(50);
+/// After so long the deployments that ask the log leave the rest of themselves to the next tick.
+const ROUND: Duration = Duration::from_secs(1);
 /// A change of status is written this soon, and later the larger the status is.
 const STATUS_SOON: Duration = Duration::from_millis(250);
 /// Bytes of status that are written per second at most, by changes alone.
@@ -64,6 +67,8 @@ pub(super) struct Supervisor {
     reporter: Reporter,
     /// What an earlier life of the node knew to have been committed, until a deployment takes it up.
     earlier: BTreeMap<Identity, Committed>,
+    /// Whose turn it is to ask the log, where a tick was too short for all.
+    turn: Option<Identity>,
     last_report: Option<Instant>,
     last_sweep: Instant,
     sweeper: Option<Stoppable>,
@@ -86,6 +91,7 @@ impl Supervisor {
             ready,
             reporter,
             earlier,
+            turn: None,
             last_report: None,
             last_sweep: Instant::now(),
             sweeper: None,
@@ -98,7 +104,7 @@ impl Supervisor {
     pub fn run(mut self, inputs: &Inputs, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
             self.take_inputs(inputs);
-            self.tick();
+            self.tick(stop);
         }
         self.drain();
     }
@@ -166,26 +172,46 @@ impl Supervisor {
         self.context.parts.clock.wall_ms()
     }
 
-    fn tick(&mut self) {
-        let identities: Vec<Identity> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.wants_attention())
-            .map(|(at, _)| at.clone())
-            .collect();
-        for identity in identities {
-            let hindrance = self.hindrance(&identity);
-            let Some(entry) = self.entries.get_mut(&identity) else { continue };
-            self.is_dirty |= entry.step(&self.context, hindrance);
-            if entry.is_gone() {
-                entry.forget_metrics(&self.context);
-                self.entries.remove(&identity);
-                self.is_dirty = true;
-            }
+    fn tick(&mut self, stop: &AtomicBool) {
+        let due = self.entries.values().filter(|entry| entry.wants_attention());
+        let (asking, others): (Vec<_>, Vec<_>) = due.partition(|entry| entry.is_to_ask_log());
+        let identities = |entries: Vec<&Entry>| -> Vec<Identity> {
+            entries.into_iter().map(|entry| entry.identity().clone()).collect()
+        };
+        let (asking, others) = (identities(asking), identities(others));
+        for identity in others {
+            self.step(&identity);
         }
+        self.step_in_turn(asking, stop);
         self.is_dirty |= self.entries.values().any(Entry::take_changed);
         self.report();
         self.sweep();
+    }
+
+    /// Those that ask the log: as many as there is time for, and each in its turn.
+    fn step_in_turn(&mut self, waiting: Vec<Identity>, stop: &AtomicBool) {
+        let began = Instant::now();
+        for identity in in_turn(waiting, self.turn.take().as_ref()) {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            if began.elapsed() >= ROUND {
+                self.turn = Some(identity);
+                return;
+            }
+            self.step(&identity);
+        }
+    }
+
+    fn step(&mut self, identity: &Identity) {
+        let hindrance = self.hindrance(identity);
+        let Some(entry) = self.entries.get_mut(identity) else { return };
+        self.is_dirty |= entry.step(&self.context, hindrance);
+        if entry.is_gone() {
+            entry.forget_metrics(&self.context);
+            self.entries.remove(identity);
+            self.is_dirty = true;
+        }
     }
 
     /// What keeps a deployment from starting, as seen from all of them: a cycle, a group in use, no free lane.
@@ -309,5 +335,36 @@ impl Supervisor {
         self.reporter.stop(status, deadline);
         self.context.guest_logs.stop_by(deadline);
         self.context.loader.stop_by(deadline);
+    }
+}
+
+/// Those that wait, in their order, from the one on whose turn it is.
+fn in_turn(mut waiting: Vec<Identity>, turn: Option<&Identity>) -> Vec<Identity> {
+    if let Some(turn) = turn {
+        let before = waiting.partition_point(|identity| identity < turn);
+        waiting.rotate_left(before);
+    }
+    waiting
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_go_round() {
+        let identity =
+            |name: &str| -> Identity { format!("default/_cli/coprocessor/{name}").parse().unwrap() };
+        let turns = |turn: Option<&str>| -> String {
+            let waiting = ["a", "c", "d"].map(identity).to_vec();
+            let turn = turn.map(identity);
+            in_turn(waiting, turn.as_ref()).iter().map(|identity| identity.name.to_string()).collect()
+        };
+        // Whose turn it is may be gone.
+        for (turn, expected) in
+            [(None, "acd"), (Some("a"), "acd"), (Some("b"), "cda"), (Some("d"), "dac"), (Some("e"), "acd")]
+        {
+            assert_eq!(turns(turn), expected, "{turn:?}");
+        }
     }
 }

@@ -172,6 +172,14 @@ impl Entry {
             || !self.stopping.is_empty()
     }
 
+    /// Whether `step` may ask the log, which may take its time: something that is loaded is to be run.
+    pub fn is_to_ask_log(&self) -> bool {
+        let Some(wanted) = self.wanted() else { return false };
+        let is_loaded = matches!(&self.load, Load::Ready(of, _) if of == wanted);
+        let is_run = self.running.as_ref().is_some_and(|running| running.plan.deployment == *wanted);
+        is_loaded && !is_run
+    }
+
     /// Whether a lane has news for the status.
     pub fn take_changed(&self) -> bool {
         let lanes = self.running.iter().flat_map(|running| &running.lanes).chain(&self.stopping);
