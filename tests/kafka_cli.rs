@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use self::cluster::{fresh, plain};
+use self::cluster::{Cluster, fresh, plain};
 use self::place::{PROGRAM, Place, Ran};
 
 /// `coproc node --config`, as a service.
@@ -139,6 +139,25 @@ fn everything_works_as_on_the_embedded_log() {
     assert!(state.contains("cooperative-sticky"), "{state}");
     let said = node.stop();
     assert!(!said.contains("\"level\":\"ERROR\""), "{said}");
+}
+
+/// As of a single broker with the settings of a larger cluster: its log of transactions cannot be made.
+#[test]
+fn doctor_says_that_transactions_could_not_be_found_out() {
+    let place = Place::new();
+    let cluster = Cluster::start("doubt", &[]);
+    let file = cluster.dir.join("1/server.properties");
+    let settings = std::fs::read_to_string(&file).unwrap();
+    let setting = "transaction.state.log.replication.factor";
+    let changed = settings.replace(&format!("{setting}=1"), &format!("{setting}=3"));
+    assert_ne!(settings, changed);
+    std::fs::write(&file, changed).unwrap();
+    cluster.restart(1);
+    let said = well(place.coproc(&["--brokers", &cluster.bootstrap, "doctor"]));
+    let wanted = "whether there are transactions could not be found out: ";
+    let line = said.lines().find(|line| line.contains(wanted)).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("warn") && line.contains(setting), "{line}");
+    assert!(!said.contains("exactly-once is to be had"), "{said}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicRe
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::metadata::MetadataTopic;
 
 use super::auth::Rotation;
 use super::config::KafkaConfig;
@@ -256,7 +257,7 @@ impl TopicAdmin for Admin {
         let metadata = self.clients()?.client().fetch_metadata(Some(name.as_str()), self.wait());
         let metadata =
             metadata.map_err(|e| error::from_kafka(&e, &format!("cannot ask for the replicas of {name}")))?;
-        let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+        let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
         let fewest = partitions.map(|partition| partition.replicas().len()).min();
         let fewest = fewest.ok_or_else(|| LogError::UnknownTopic(name.clone()))?;
         Ok(Some(Replicas { fewest, wanted: replicas(metadata.brokers().len()) }))

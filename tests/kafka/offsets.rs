@@ -145,6 +145,9 @@ fn offsets_of_a_paused_deployment_go_where_they_are_set() {
     assert_eq!(lines, wanted);
     well(coproc(&["remove", &name]));
     assert!(shown_groups(&group).is_none(), "the offsets went with it");
+    for args in [["list", "--group", &group], ["delete", "--group", &group]] {
+        refused(&args, 3, "has committed nothing");
+    }
     node.stop();
 }
 
