@@ -452,6 +452,32 @@ fn clients_that_were_told_of_no_brokers_find_them_again() {
     denied(&cluster, &proxy, Cut::No, Duration::from_secs(8));
 }
 
+/// A question to a coordinator that times out before there is one ends the process once there is
+/// (<https://github.com/confluentinc/librdkafka/issues/4605>).
+#[test]
+fn a_coordinator_that_is_found_late_ends_nobody() {
+    let _guard = beside_others();
+    let proxy = Proxy::start();
+    let _cluster = Cluster::start("coordinator", &["--proxy", &proxy.port.to_string()]);
+    let log = KafkaLog::connect(through(&proxy)).unwrap();
+    let group = fresh("g").parse().unwrap();
+    proxy.tell(Lie::NoCoordinator);
+    let began = Instant::now();
+    assert!(log.offsets().members(&group).is_err());
+    assert!(log.offsets().delete(&group).is_err());
+    println!("given up after {:?}", began.elapsed());
+    proxy.tell(Lie::None);
+    // The clients look for it again with their next connection.
+    proxy.cut();
+    let deadline = Instant::now() + LONG;
+    while log.offsets().members(&group).is_err() {
+        assert!(Instant::now() < deadline, "the coordinator is not found again");
+    }
+    // Time for what is still under way.
+    std::thread::sleep(Duration::from_secs(5));
+    log.offsets().delete(&group).unwrap();
+}
+
 /// librdkafka waits longer than it is told to for a coordinator that does not take offsets, in some cases for good
 /// (<https://github.com/confluentinc/librdkafka/issues/5456>): the lane must not.
 #[test]

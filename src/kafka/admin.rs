@@ -102,6 +102,15 @@ impl Admin {
         Ok(clients.clone())
     }
 
+    /// Makes others in their place, unless somebody has done so.
+    pub(super) fn part_with(&self, clients: &Arc<Clients>) -> Result<(), LogError> {
+        let mut kept = self.kept.lock();
+        if Arc::ptr_eq(&kept.clients, clients) {
+            kept.clients = Arc::new(Clients::make(&self.config)?);
+        }
+        Ok(())
+    }
+
     pub(super) fn wait(&self) -> Duration {
         self.config.timing.socket
     }

@@ -22,7 +22,7 @@ pub(super) use self::calls::{
 };
 pub(super) use self::configs::{Settings, topic_settings};
 pub(super) use self::ends::{Asked, Which};
-pub(super) use self::group::{consumer_groups, generation, members};
+pub(super) use self::group::{consumer_groups, delete as delete_group, generation, members};
 use crate::core::record::{Header, Headers, Offset, TimestampMs};
 
 /// A librdkafka client, borrowed for the time of a call.

@@ -1,10 +1,9 @@
 //! Consumer groups: look at, change, remove.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use futures::executor::block_on;
-use rdkafka::admin::AdminOptions;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
@@ -37,13 +36,29 @@ impl Admin {
 
     /// The client ids of the group's members.
     fn client_ids(&self, group: &ConsumerGroup) -> Result<Vec<String>, LogError> {
+        let what = format!("cannot look at group {group}");
+        self.ask_coordinator(&what, |client| ffi::members(client, group.as_str(), self.wait()))
+    }
+
+    /// Asks a group's coordinator. A client whose question was not answered is dropped: see `ffi::members`.
+    fn ask_coordinator<T>(
+        &self,
+        what: &str,
+        ask: impl Fn(ffi::Client) -> Result<T, Code>,
+    ) -> Result<T, LogError> {
         let clients = self.clients()?;
         let client = clients.administrator(&self.config)?.inner().native_ptr();
-        let what = format!("cannot look at group {group}");
-        self.while_coordinator_wakes(|| {
-            ffi::members(client, group.as_str(), self.wait())
-                .map_err(|code| (Some(code), error::from_code(code, &what)))
-        })
+        let was_silent = Cell::new(false);
+        let answer = self.while_coordinator_wakes(|| {
+            ask(client).map_err(|code| {
+                was_silent.set(was_silent.get() || code == Code::OperationTimedOut);
+                (Some(code), error::from_code(code, what))
+            })
+        });
+        if was_silent.get() {
+            self.part_with(&clients)?;
+        }
+        answer
     }
 
     /// Whether somebody reads with the group who is no lane of this deployment: the client ids of its lanes are their
@@ -181,17 +196,10 @@ impl Offsets for Admin {
     }
 
     fn delete(&self, group: &ConsumerGroup) -> Result<(), LogError> {
-        let options = AdminOptions::new().request_timeout(Some(self.wait()));
         let what = format!("cannot delete group {group}");
-        let clients = self.clients()?;
-        let administrator = clients.administrator(&self.config)?;
-        self.while_coordinator_wakes(|| {
-            let answers = block_on(administrator.delete_groups(&[group.as_str()], &options))
-                .map_err(|e| (error::code(&e), error::from_kafka(&e, &what)))?;
-            match answers.into_iter().next() {
-                None | Some(Ok(_) | Err((_, Code::GroupIdNotFound))) => Ok(()),
-                Some(Err((_, code))) => Err((Some(code), error::from_code(code, &what))),
-            }
+        self.ask_coordinator(&what, |client| match ffi::delete_group(client, group.as_str(), self.wait()) {
+            Err(Code::GroupIdNotFound) => Ok(()),
+            done => done,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Which consumer groups there are, and who is in one. rust-rdkafka's own question after members goes to every broker, so that
+//! Which consumer groups there are, who is in one, and an end to them. rust-rdkafka's own question after members goes to every broker, so that
 //! one that is down spoils the answer; this one goes to the group's coordinator. Called through `ffi`.
 #![allow(unsafe_code, reason = "librdkafka is C")]
 
@@ -11,21 +11,61 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::{Client, c_millis};
 
-/// The client ids of a group's members; none of a group that there is not.
+/// How long librdkafka keeps a question to a coordinator: as long as it can. One that times out before the client has found a
+/// coordinator ends the process when it finds one later (<https://github.com/confluentinc/librdkafka/issues/4605>), so who
+/// was not answered in time has to let go of the client instead.
+const KEPT_MS: i32 = 3_600_000;
+
+/// The client ids of a group's members; none of a group that there is not. After `OperationTimedOut` the client must be
+/// dropped soon.
 pub(in crate::kafka) fn members(client: Client, group: &str, wait: Duration) -> Result<Vec<String>, Code> {
     let Ok(group) = CString::new(group) else { return Err(Code::InvalidArgument) };
     let mut groups = [group.as_ptr()];
-    // SAFETY: everything made here is destroyed here; the result lives as long as the event.
+    let op = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
+    // SAFETY: the client is alive, and so are the options and the queue; the name is copied.
+    let ask = |options, queue| unsafe {
+        rd::rd_kafka_DescribeConsumerGroups(client, groups.as_mut_ptr(), 1, options, queue);
+    };
+    // SAFETY: the event is alive where there is one.
+    ask_coordinator(client, wait, op, ask, |event| unsafe { read(event) })
+}
+
+/// Deletes a group and its offsets. After `OperationTimedOut` the client must be dropped soon.
+pub(in crate::kafka) fn delete(client: Client, group: &str, wait: Duration) -> Result<(), Code> {
+    let Ok(group) = CString::new(group) else { return Err(Code::InvalidArgument) };
+    let op = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DELETEGROUPS;
+    // SAFETY: the client is alive, and so are the options and the queue; the name is copied, what is made here is destroyed.
+    let ask = |options, queue| unsafe {
+        let mut groups = [rd::rd_kafka_DeleteGroup_new(group.as_ptr())];
+        rd::rd_kafka_DeleteGroups(client, groups.as_mut_ptr(), 1, options, queue);
+        rd::rd_kafka_DeleteGroup_destroy(groups[0]);
+    };
+    // SAFETY: the event is alive where there is one.
+    ask_coordinator(client, wait, op, ask, |event| unsafe { read_deletion(event) })
+}
+
+/// Asks, and reads the answer; the event is null where there is none in time.
+fn ask_coordinator<T>(
+    client: Client,
+    wait: Duration,
+    op: rd::rd_kafka_admin_op_t,
+    ask: impl FnOnce(*const rd::rd_kafka_AdminOptions_t, *mut rd::rd_kafka_queue_t),
+    read: impl FnOnce(*mut rd::rd_kafka_event_t) -> Result<T, Code>,
+) -> Result<T, Code> {
+    // SAFETY: the client is alive; everything made here is destroyed here. A time that is refused leaves librdkafka's own.
     unsafe {
         let queue = rd::rd_kafka_queue_new(client);
-        rd::rd_kafka_DescribeConsumerGroups(client, groups.as_mut_ptr(), 1, ptr::null(), queue);
+        let options = rd::rd_kafka_AdminOptions_new(client, op);
+        rd::rd_kafka_AdminOptions_set_request_timeout(options, KEPT_MS, ptr::null_mut(), 0);
+        ask(options, queue);
+        rd::rd_kafka_AdminOptions_destroy(options);
         let event = rd::rd_kafka_queue_poll(queue, c_millis(wait));
-        let described = read(event);
+        let answer = read(event);
         if !event.is_null() {
             rd::rd_kafka_event_destroy(event);
         }
         rd::rd_kafka_queue_destroy(queue);
-        described
+        answer
     }
 }
 
@@ -103,6 +143,29 @@ unsafe fn read(event: *mut rd::rd_kafka_event_t) -> Result<Vec<String>, Code> {
             if id.is_null() { String::new() } else { CStr::from_ptr(id).to_string_lossy().into_owned() }
         };
         Ok(members.map(client_id).collect())
+    }
+}
+
+/// # Safety
+/// `event` is null or a living event.
+unsafe fn read_deletion(event: *mut rd::rd_kafka_event_t) -> Result<(), Code> {
+    // SAFETY: the caller's promise; every pointer below comes from the event and lives as long.
+    unsafe {
+        if event.is_null() {
+            return Err(Code::OperationTimedOut);
+        }
+        let error: Code = rd::rd_kafka_event_error(event).into();
+        if error != Code::NoError {
+            return Err(error);
+        }
+        let result = rd::rd_kafka_event_DeleteGroups_result(event);
+        let mut count = 0;
+        let groups = rd::rd_kafka_DeleteGroups_result_groups(result, &raw mut count);
+        if count == 0 {
+            return Err(Code::OperationTimedOut);
+        }
+        let error = rd::rd_kafka_group_result_error(*groups);
+        if error.is_null() { Ok(()) } else { Err(rd::rd_kafka_error_code(error).into()) }
     }
 }
 
