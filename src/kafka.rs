@@ -7,6 +7,7 @@ mod admin;
 mod auth;
 mod config;
 mod context;
+mod ends;
 mod error;
 mod ffi;
 mod fold;
@@ -28,6 +29,7 @@ pub use self::auth::Credentials;
 pub use self::config::{
     Assignor, BadKafkaConfig, KafkaConfig, Mechanism, RawKafkaConfig, RawSasl, RawTls, Timing, Tls,
 };
+use self::ends::Ends;
 use self::produce::Sender;
 use self::reader::Patience;
 use self::session::{Mode, Session};
@@ -48,7 +50,8 @@ const ASK_AGAIN: Duration = Duration::from_mins(1);
 /// A Kafka cluster.
 pub struct KafkaLog {
     config: KafkaConfig,
-    admin: Admin,
+    admin: Arc<Admin>,
+    ends: Arc<Ends>,
     /// Found out when somebody wants to know, and when.
     found: Mutex<Option<(Capabilities, Instant)>>,
     /// Held by who asks, so that the others wait for the answer instead of asking too.
@@ -81,9 +84,10 @@ impl KafkaLog {
 
     fn new(config: KafkaConfig) -> Result<Arc<Self>, LogError> {
         config.check().map_err(|bad| LogError::BadConfig(bad.to_string()))?;
-        let admin = Admin::open(&config)?;
+        let admin = Arc::new(Admin::open(&config)?);
+        let ends = Ends::new(Arc::clone(&admin));
         let (found, asking, sender) = Default::default();
-        Ok(Arc::new(Self { config, admin, found, asking, sender }))
+        Ok(Arc::new(Self { config, admin, ends, found, asking, sender }))
     }
 
     /// What the cluster can do: asked where nobody has a good answer yet.
@@ -94,7 +98,12 @@ impl KafkaLog {
         {
             return Ok(found.clone());
         }
-        let found = probe::run(&self.config, &self.admin)?;
+        let found = match (probe::run(&self.config, &self.admin), &*self.found.lock()) {
+            (Ok(found), _) => found,
+            // No worse than before, and others wait for their turn to ask.
+            (Err(_), Some((found, _))) => found.clone(),
+            (Err(error), None) => return Err(error),
+        };
         *self.found.lock() = Some((found.clone(), Instant::now()));
         Ok(found)
     }
@@ -132,15 +141,15 @@ impl Log for KafkaLog {
         }
         let outputs = spec.outputs.iter().map(|name| self.output(name)).collect::<Result<Vec<_>, _>>()?;
         self.admin.check_group(spec)?;
-        Ok(Box::new(Session::open(&self.config, spec, mode, &outputs)?))
+        Ok(Box::new(Session::open(&self.config, spec, mode, &outputs, Arc::clone(&self.ends))?))
     }
 
     fn topics(&self) -> &dyn TopicAdmin {
-        &self.admin
+        &*self.admin
     }
 
     fn offsets(&self) -> &dyn Offsets {
-        &self.admin
+        &*self.admin
     }
 
     fn fold(&self, topic: &TopicName) -> Result<Box<dyn Fold>, LogError> {

@@ -113,6 +113,7 @@ pub struct Node {
     follower: Option<Stoppable>,
     supervisor: Option<Stoppable>,
     ready: Arc<AtomicBool>,
+    overdue: Arc<AtomicBool>,
     metrics: Arc<NodeMetrics>,
     drain: Duration,
 }
@@ -125,7 +126,7 @@ impl Node {
         }
         let earlier = look_at_earlier_life(&config, &parts)?;
         let metrics = Arc::new(NodeMetrics::new(&config.node_id.to_string(), config.pool.as_str())?);
-        let ready: Arc<AtomicBool> = Arc::default();
+        let (ready, overdue): (Arc<AtomicBool>, Arc<AtomicBool>) = Default::default();
         let http = config
             .http
             .map(|address| HttpServer::start(address, metrics.clone(), ready.clone()))
@@ -146,10 +147,18 @@ impl Node {
         let drain = config.drain;
         let past = Arc::new(Past::new(parts.log.clone()));
         let context = Context { config, parts, metrics: metrics.clone(), loader, guest_logs, past };
-        let supervisor = Supervisor::new(context, reporter, committed, ready.clone());
+        let supervisor = Supervisor::new(context, reporter, committed, ready.clone(), overdue.clone());
         let inputs = Inputs { changes, loaded };
         let supervisor = threads::spawn("coproc-super", move |stop| supervisor.run(&inputs, stop))?;
-        Ok(Self { http, follower: Some(follower), supervisor: Some(supervisor), ready, metrics, drain })
+        Ok(Self {
+            http,
+            follower: Some(follower),
+            supervisor: Some(supervisor),
+            ready,
+            overdue,
+            metrics,
+            drain,
+        })
     }
 
     /// Where metrics and probes are served.
@@ -172,12 +181,12 @@ impl Node {
         &self.metrics
     }
 
-    /// Stops: lanes commit what is done and end, the status says `down`. Whether all ended in time.
+    /// Stops: lanes commit what is done and end, the status says `down`. Whether all ended in time, lanes included.
     pub fn stop(mut self) -> bool {
         let deadline = Instant::now() + self.drain + Duration::from_secs(2);
         let supervisor = self.supervisor.take().is_none_or(|thread| thread.stop_by(deadline));
         let follower = self.follower.take().is_none_or(|thread| thread.stop_by(deadline));
-        supervisor && follower
+        supervisor && follower && !self.overdue.load(Ordering::Relaxed)
     }
 }
 

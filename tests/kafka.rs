@@ -607,6 +607,24 @@ fn a_deleted_topic_is_named() {
     assert!(matches!(log.lane(&missing).err(), Some(LogError::UnknownTopic(name)) if name == from));
 }
 
+/// The client keeps what was written to a topic that is gone, and says nothing.
+#[test]
+fn an_output_that_was_deleted_is_named_with_the_first_rewind() {
+    let mut config = plain().config();
+    // It would find out by that.
+    config.metadata_refresh = Duration::from_mins(5);
+    let log = KafkaLog::connect(config).unwrap();
+    let (from, to) = (topic(&*log, "no-out", 1), topic(&*log, "no-out-out", 1));
+    fill(&*log, &from, 1, 10);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 10 && !lane.at_end.is_empty()).unwrap();
+    log.topics().delete(&to).unwrap();
+    fill(&*log, &from, 1, 1_000);
+    let error = lane.run(LONG, |_| false).expect_err("the output is gone");
+    assert!(matches!(&error, LogError::UnknownTopic(name) if *name == to), "{error}");
+    assert!(lane.rewinds <= 1, "{} rewinds", lane.rewinds);
+}
+
 #[test]
 fn at_least_once_needs_no_transaction() {
     let log = plain().log();

@@ -8,7 +8,7 @@ use crate::cli::arguments::{number, read_from};
 use crate::cli::open::Target;
 use crate::cli::output::{clean, stdout};
 use crate::cli::records;
-use crate::control::read::Records;
+use crate::control::read::{PATIENCE, Records};
 use crate::core::names::TopicName;
 use crate::core::status::rfc3339;
 use crate::ports::{Fetched, LogError, ReadFrom};
@@ -65,7 +65,7 @@ impl Command {
         let reader = log.reader(&self.topic, partitions, self.from)?;
         let mut out = stdout();
         let mut left = self.count.unwrap_or(u64::MAX);
-        let mut reader = Records::new(reader, &self.topic, self.follow);
+        let mut reader = Records::new(reader, &self.topic, (!self.follow).then_some(PATIENCE));
         while left > 0 {
             let Some(fetched) = reader.more()? else { break };
             for record in &fetched {

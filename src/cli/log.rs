@@ -9,7 +9,7 @@ use crate::cli::arguments::number;
 use crate::cli::open::Target;
 use crate::cli::output::{say, stdout};
 use crate::cli::records::Line;
-use crate::control::read::Records;
+use crate::control::read::{PATIENCE, Records};
 use crate::core::ledger::TopicPartition;
 use crate::core::names::TopicName;
 use crate::core::range::{Bound, Id};
@@ -183,7 +183,7 @@ fn scan(
     mut take: impl FnMut(Fetched) -> bool,
 ) -> Result<(), LogError> {
     let mut reader =
-        Records::new(log.reader(&args.topic, Some(&[args.partition]), from)?, &args.topic, false);
+        Records::new(log.reader(&args.topic, Some(&[args.partition]), from)?, &args.topic, Some(PATIENCE));
     while let Some(fetched) = reader.more()? {
         for found in fetched {
             let id = id(&found);

@@ -10,7 +10,7 @@ use crate::cli::arguments::{When, number, when};
 use crate::cli::exit::{self, coded};
 use crate::cli::open::{Target, now_ms};
 use crate::cli::output::{clean, note, stdout};
-use crate::control::read::Records;
+use crate::control::read::{PATIENCE, Records};
 use crate::control::topics::OwnTopic;
 use crate::core::names::{Identity, Namespace};
 use crate::core::record::TimestampMs;
@@ -103,7 +103,8 @@ impl Command {
         let since = self.since.map_or(TimestampMs::MIN, |when| when.resolve(now_ms()));
         let from = if self.since.is_some() { ReadFrom::Timestamp(since) } else { ReadFrom::Start };
         let topic = OwnTopic::Logs.name();
-        let mut reader = Records::new(log.reader(&topic, None, from)?, &topic, self.follow);
+        let mut reader =
+            Records::new(log.reader(&topic, None, from)?, &topic, (!self.follow).then_some(PATIENCE));
         let mut out = stdout();
         let mut last = VecDeque::new();
         let mut printed = 0;

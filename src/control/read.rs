@@ -9,21 +9,23 @@ use crate::ports::{Fetched, LogError, Reader};
 const WAIT: Duration = Duration::from_millis(20);
 /// The longest wait for records that are yet to be written.
 const FOLLOW: Duration = Duration::from_millis(500);
-/// How long nothing may come before the end is reached.
-const STALLS: Duration = Duration::from_secs(10);
+/// How long nothing may come before the end of a user's topic is reached, also by a slow connection.
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The records of a topic, a few at a time.
 pub struct Records {
     reader: Box<dyn Reader>,
     topic: TopicName,
-    follow: bool,
+    /// `None` where it goes on for ever.
+    patience: Option<Duration>,
     progress: Instant,
 }
 
 impl Records {
-    /// What `reader`, a reader of `topic`, has still to read; with `follow` also what is written from now on.
-    pub fn new(reader: Box<dyn Reader>, topic: &TopicName, follow: bool) -> Self {
-        Self { reader, topic: topic.clone(), follow, progress: Instant::now() }
+    /// What `reader`, a reader of `topic`, has still to read. With no patience also what is written from now on; else up to the
+    /// end that the topic has now, as long as something comes within that time.
+    pub fn new(reader: Box<dyn Reader>, topic: &TopicName, patience: Option<Duration>) -> Self {
+        Self { reader, topic: topic.clone(), patience, progress: Instant::now() }
     }
 
     /// More records, perhaps none yet; `None` at the end that the topic had when the reader was opened, unless
@@ -31,23 +33,23 @@ impl Records {
     ///
     /// # Errors
     ///
-    /// Those of the reader, and `Unavailable` when nothing came for ten seconds before that end: clients wait for ever
-    /// for a partition whose leader is away.
+    /// Those of the reader, and `Unavailable` when its patience is over before that end: clients wait for ever for a partition
+    /// whose leader is away.
     pub fn more(&mut self) -> Result<Option<Vec<Fetched>>, LogError> {
-        if self.follow {
+        let Some(patience) = self.patience else {
             return self.reader.fetch(FOLLOW).map(Some);
-        }
+        };
         if self.reader.is_caught_up()? {
             return Ok(None);
         }
         let fetched = self.reader.fetch(WAIT)?;
         if !fetched.is_empty() {
             self.progress = Instant::now();
-        } else if self.progress.elapsed() > STALLS {
+        } else if self.progress.elapsed() > patience {
             return Err(LogError::Unavailable(format!(
                 "{} cannot be read to its end: nothing came for {} s",
                 self.topic,
-                STALLS.as_secs()
+                patience.as_secs()
             )));
         }
         Ok(Some(fetched))

@@ -1,5 +1,7 @@
 //! coproc's own topics: whoever needs them first makes them, and whoever uses them checks them.
 
+use std::time::Duration;
+
 use crate::control::read::Records;
 use crate::core::names::{CONTROL_TOPIC, LOGS_TOPIC, MODULES_TOPIC, STATUS_TOPIC, TopicName};
 use crate::core::record::Record;
@@ -9,6 +11,9 @@ use crate::ports::{Cleanup, Fetched, FoldEvent, Log, LogError, ReadFrom, TopicCo
 const LOGS_RETENTION_MS: u64 = 24 * 3_600 * 1_000;
 /// How much of guest logs stays, in bytes.
 const LOGS_RETENTION_BYTES: u64 = 256 << 20;
+
+/// How long nothing may come before a topic's end is reached.
+const READ_STALLS: Duration = Duration::from_secs(10);
 
 /// One of coproc's own topics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +85,8 @@ impl OwnTopic {
         self.check(&info)?;
         let mut state = S::default();
         let mut read = || {
-            let mut reader = Records::new(log.reader(&name, None, ReadFrom::Start)?, &name, false);
+            let mut reader =
+                Records::new(log.reader(&name, None, ReadFrom::Start)?, &name, Some(READ_STALLS));
             while let Some(fetched) = reader.more()? {
                 for Fetched { record, offset, appended_ms, .. } in fetched {
                     let Record { key: Some(key), value, .. } = record else { continue };

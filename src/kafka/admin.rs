@@ -15,6 +15,7 @@ use super::auth::Rotation;
 use super::config::KafkaConfig;
 use super::context::Context;
 use super::{error, ffi, topics};
+use crate::core::ledger::TopicPartition;
 use crate::core::names::TopicName;
 use crate::core::record::{Offset, TimestampMs};
 use crate::ports::{Extent, LogError, Replicas, TopicAdmin, TopicConfig, TopicInfo};
@@ -117,6 +118,15 @@ impl Admin {
 
     fn options(&self) -> AdminOptions {
         AdminOptions::new().request_timeout(Some(self.wait())).operation_timeout(Some(SETTLE))
+    }
+
+    /// Where a partition starts and ends.
+    pub(super) fn extent(&self, at: &TopicPartition) -> Result<Extent, LogError> {
+        let clients = self.clients()?;
+        let ends = topics::watermarks(&clients.asker, at.topic.as_str(), at.partition as i32, self.wait());
+        let (first, end) =
+            ends.map_err(|e| error::from_kafka(&e, &format!("cannot ask where {at} starts and ends")))?;
+        Ok(Extent { first, end })
     }
 
     fn brokers(&self) -> Result<usize, LogError> {
@@ -273,15 +283,8 @@ impl TopicAdmin for Admin {
     }
 
     fn extents(&self, name: &TopicName) -> Result<Vec<Extent>, LogError> {
-        let what = format!("cannot ask where {name} starts and ends");
-        let clients = self.clients()?;
-        (0..topics::partitions_of(clients.client(), name, self.wait())?)
-            .map(|partition| {
-                let ends = topics::watermarks(&clients.asker, name.as_str(), partition as i32, self.wait());
-                let (first, end) = ends.map_err(|e| error::from_kafka(&e, &what))?;
-                Ok(Extent { first, end })
-            })
-            .collect()
+        let count = topics::partitions_of(self.clients()?.client(), name, self.wait())?;
+        (0..count).map(|partition| self.extent(&TopicPartition::new(name, partition))).collect()
     }
 
     fn offsets_at(&self, name: &TopicName, timestamp: TimestampMs) -> Result<Vec<Offset>, LogError> {

@@ -157,6 +157,14 @@ pub(super) fn was_asked_twice(elapsed: Duration) -> bool {
     elapsed >= RETRY_BACKOFF * 4 / 5
 }
 
+/// How long librdkafka waits before it sends the offsets of a transaction again.
+const OFFSETS_BACKOFF: Duration = Duration::from_millis(500);
+
+/// The same for offsets that are added to a transaction, from the time that both requests for it took.
+pub(super) fn were_offsets_sent_twice(elapsed: Duration) -> bool {
+    elapsed >= OFFSETS_BACKOFF * 4 / 5
+}
+
 /// Settings that a user may pass on: none of them bears on correctness, none is a secret.
 const ALLOWED: [&str; 29] = [
     "batch.num.messages",

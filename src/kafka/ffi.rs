@@ -7,7 +7,6 @@
 
 mod calls;
 mod configs;
-mod ends;
 mod group;
 
 use std::ffi::{CStr, CString, c_void};
@@ -21,7 +20,6 @@ pub(super) use self::calls::{
     add_brokers, cached_watermarks, commit, describe_topic, drop_events, events, flush, set_login, set_token,
 };
 pub(super) use self::configs::{Settings, topic_settings};
-pub(super) use self::ends::{Asked, Which};
 pub(super) use self::group::{consumer_groups, delete as delete_group, generation, members};
 use crate::core::record::{Header, Headers, Offset, TimestampMs};
 

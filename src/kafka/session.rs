@@ -3,7 +3,8 @@
 //! Lives on the lane's thread from birth to death; every blocking call of librdkafka happens in here. Called
 //! by the lane alone.
 
-mod ends;
+mod doubt;
+mod extents;
 mod held;
 mod intake;
 mod messages;
@@ -13,6 +14,7 @@ mod start;
 mod target;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
@@ -22,6 +24,7 @@ use self::outlet::Outlet;
 use self::start::Memory;
 use super::auth::Rotation;
 use super::config::KafkaConfig;
+use super::ends::Ends;
 use crate::core::disposition::Disposition;
 use crate::core::ledger::{Ledger, TopicPartition};
 use crate::core::names::TopicName;
@@ -50,6 +53,8 @@ pub(super) struct Session {
     kept: Option<Instant>,
     /// Why only `rewind` is allowed.
     broken: Option<&'static str>,
+    /// Knows where partitions end.
+    ends: Arc<Ends>,
     /// The clients are to be made anew as soon as the lane has let go.
     stale: bool,
     lost: Vec<TopicPartition>,
@@ -64,6 +69,7 @@ impl Session {
         spec: &LaneSpec,
         mode: Mode,
         outputs: &[(TopicName, Option<TopicConfig>)],
+        ends: Arc<Ends>,
     ) -> Result<Self, LogError> {
         let id = (mode == Mode::ExactlyOnce).then(|| spec.transactional_id.clone());
         let rotation = Rotation::new(config);
@@ -72,7 +78,8 @@ impl Session {
         let outlet = Outlet::open(config, outputs, id)?;
         Ok(Self {
             outlet,
-            intake: Some(Intake::open(config, spec)?),
+            intake: Some(Intake::open(config, spec, Arc::clone(&ends))?),
+            ends,
             config: config.clone(),
             spec: spec.clone(),
             mode,
@@ -96,7 +103,7 @@ impl Session {
         self.intake = None;
         self.rotation = Rotation::new(&self.config);
         self.outlet.renew()?;
-        self.intake = Some(Intake::open(&self.config, &self.spec)?);
+        self.intake = Some(Intake::open(&self.config, &self.spec, Arc::clone(&self.ends))?);
         self.stale = false;
         Ok(())
     }
@@ -173,7 +180,9 @@ impl LaneSession for Session {
         if self.stale && self.lost.is_empty() {
             self.lost = self.intake.iter().flat_map(Intake::owned).cloned().collect();
             if !self.lost.is_empty() {
-                return Event::Revoking { partitions: self.lost.clone(), lost: false };
+                // What another may own by now must not be committed.
+                let lost = self.intake.as_ref().is_some_and(Intake::is_confused);
+                return Event::Revoking { partitions: self.lost.clone(), lost };
             }
             if let Err(error) = self.reopen() {
                 return Event::Failed(error);

@@ -64,6 +64,8 @@ pub(super) struct Supervisor {
     context: Context,
     entries: BTreeMap<Identity, Entry>,
     ready: Arc<AtomicBool>,
+    /// Set where lanes did not end in time.
+    overdue: Arc<AtomicBool>,
     reporter: Reporter,
     /// What an earlier life of the node knew to have been committed, until a deployment takes it up.
     earlier: BTreeMap<Identity, Committed>,
@@ -84,11 +86,13 @@ impl Supervisor {
         reporter: Reporter,
         earlier: BTreeMap<Identity, Committed>,
         ready: Arc<AtomicBool>,
+        overdue: Arc<AtomicBool>,
     ) -> Self {
         Self {
             context,
             entries: BTreeMap::new(),
             ready,
+            overdue,
             reporter,
             earlier,
             turn: None,
@@ -326,6 +330,7 @@ impl Supervisor {
             clean &= entry.stop_lanes_by(deadline);
         }
         if !clean {
+            self.overdue.store(true, Ordering::Relaxed);
             tracing::warn!(
                 "some lanes did not end in time: what they had not committed is done again at the next start"
             );

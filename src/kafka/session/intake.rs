@@ -12,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use tracing::{info, warn};
 
-use super::ends::Ends;
+use super::extents::Extents;
 use super::messages::{ClientSide, Slot, concerns, find, on_partition_error, owned_partitions, push};
 use super::start::{self, Memory, Place};
 use crate::core::ledger::TopicPartition;
@@ -20,14 +20,15 @@ use crate::core::names::TopicName;
 use crate::core::record::{Batch, Offset};
 use crate::kafka::config::{Assignor, KafkaConfig};
 use crate::kafka::context::{Context, Rebalance};
+use crate::kafka::ends::Ends;
 use crate::kafka::error;
 use crate::kafka::ffi::{self, DataQueue};
 use crate::ports::{Event, Extent, LaneSpec, LogError};
 
-/// The consumer and what it owns. Fields are dropped in their order: queues before their client.
+/// The consumer and what it owns. Fields are dropped in their order: the queue before its client.
 pub(super) struct Intake {
     data: DataQueue,
-    ends: Ends,
+    extents: Extents,
     consumer: Arc<BaseConsumer<Context>>,
     assignor: Assignor,
     slots: Vec<Slot>,
@@ -60,7 +61,7 @@ const IN_SILENCE: Duration = Duration::from_secs(20);
 const SAY_GOODBYE: Duration = Duration::from_secs(1);
 
 impl Intake {
-    pub(super) fn open(config: &KafkaConfig, spec: &LaneSpec) -> Result<Self, LogError> {
+    pub(super) fn open(config: &KafkaConfig, spec: &LaneSpec, ends: Arc<Ends>) -> Result<Self, LogError> {
         let mut client = config.consumer()?;
         client.set("group.id", spec.group.as_str());
         // By it the other lanes of the deployment know each other from strangers in the group.
@@ -87,7 +88,7 @@ impl Intake {
         let slots = spec.max_records.clamp(1, 10_000);
         Ok(Self {
             data: DataQueue::new(consumer.client().native_ptr(), slots),
-            ends: Ends::default(),
+            extents: Extents::new(ends),
             consumer: Arc::new(consumer),
             assignor: config.assignor,
             slots: Vec::new(),
@@ -114,7 +115,9 @@ impl Intake {
     pub(super) fn group_metadata(&self) -> Option<ConsumerGroupMetadata> {
         let metadata = self.consumer.group_metadata();
         let generation = ffi::generation(self.client());
-        let is_own = generation.is_some() && self.generation.is_none_or(|own| generation == Some(own));
+        let is_own = generation.is_some()
+            && self.generation.is_none_or(|own| generation == Some(own))
+            && !self.is_confused;
         metadata.filter(|_| is_own)
     }
 
@@ -194,7 +197,7 @@ impl Intake {
         match self.assignor {
             Assignor::Eager => {
                 // It is all that it has, and was given without being asked for what it had.
-                self.is_confused |= !self.slots.is_empty();
+                self.is_confused |= !self.slots.is_empty() || generation.is_none();
                 self.generation = generation;
                 self.assigning = Some(partitions);
             }
@@ -208,7 +211,7 @@ impl Intake {
         self.is_owing = true;
         self.data.retain(|message| !concerns(message, partitions));
         match self.assignor {
-            Assignor::Eager => self.assigning = None,
+            Assignor::Eager => (self.assigning, self.asking) = (None, None),
             Assignor::Cooperative => {
                 if let Some(assigning) = &mut self.assigning {
                     assigning.retain(|at| !partitions.contains(at));
@@ -259,7 +262,12 @@ impl Intake {
             Err(error @ LogError::Unavailable(_)) => {
                 info!(%error, "the committed offsets are not known yet: asking again");
                 let since = *self.asking.get_or_insert_with(Instant::now);
-                return (since.elapsed() > IN_SILENCE).then_some(Event::Failed(error));
+                // Where it has others, they are read on meanwhile.
+                if since.elapsed() < IN_SILENCE || !self.slots.is_empty() {
+                    return None;
+                }
+                self.asking = None;
+                return Some(Event::Failed(error));
             }
             Err(error) => return Some(Event::Failed(error)),
         };
@@ -484,9 +492,7 @@ impl Intake {
 
     pub(super) fn extents(&mut self) -> Vec<(TopicPartition, Extent)> {
         let client = self.client();
-        self.ends.look(client, &self.slots);
-        let extent = |slot: &Slot| Some((slot.partition.clone(), self.ends.extent(client, slot)?));
-        self.slots.iter().filter_map(extent).collect()
+        self.extents.of(client, &self.slots)
     }
 
     /// Commits offsets without a transaction: at least once.
@@ -564,6 +570,7 @@ impl Intake {
 mod tests {
     use super::*;
     use crate::core::deployment::{Delivery, StartOffset};
+    use crate::kafka::admin::Admin;
 
     /// An intake whose brokers are nowhere.
     fn intake(assignor: Assignor) -> Intake {
@@ -580,7 +587,7 @@ mod tests {
             max_records: 1,
             max_bytes: 1,
         };
-        Intake::open(&config, &spec).unwrap()
+        Intake::open(&config, &spec, Ends::new(Arc::new(Admin::open(&config).unwrap()))).unwrap()
     }
 
     fn at(partition: u32) -> TopicPartition {

@@ -14,12 +14,13 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseProducer, Producer};
 use tracing::{debug, warn};
 
+use super::doubt::Doubt;
 use super::held::{Held, HeldRecord};
 use super::offsets;
 use super::target::Target;
 use crate::core::names::TopicName;
 use crate::core::record::{Payload, TimestampMs};
-use crate::kafka::config::{Batching, KafkaConfig, Timing, was_asked_twice};
+use crate::kafka::config::{Batching, KafkaConfig, Timing};
 use crate::kafka::context::Context;
 use crate::kafka::error;
 use crate::kafka::ffi::{self, Topic};
@@ -42,10 +43,9 @@ pub(super) struct Outlet {
     /// When the last transaction was committed.
     ended: Option<Instant>,
     tainted: bool,
-    /// Lost connections of the producer before the open transaction began.
-    losses: u64,
-    /// Whether a request of the open transaction took so long that the client may have repeated it.
-    was_slow: bool,
+    /// Whether records could not be sent, and it is not known why.
+    is_stuck: bool,
+    doubt: Doubt,
     refreshed: Instant,
 }
 
@@ -81,8 +81,8 @@ impl Outlet {
             held: Held::default(),
             ended: None,
             tainted: false,
-            losses: 0,
-            was_slow: false,
+            is_stuck: false,
+            doubt: Doubt::default(),
             refreshed: Instant::now(),
         };
         outlet.renew()?;
@@ -101,6 +101,7 @@ impl Outlet {
         self.producer = None;
         // Until it is there with all of its topics.
         self.tainted = true;
+        self.doubt = Doubt::default();
         self.close();
         let batching = if self.transactional_id.is_some() { Batching::Transaction } else { Batching::Prompt };
         let mut client = self.config.producer(batching)?;
@@ -200,8 +201,8 @@ impl Outlet {
     /// Begins the open transaction and hands over what was held for it.
     fn begin(&mut self) -> Result<(), LogError> {
         thread::sleep(self.settles_in());
-        self.losses = self.producer()?.context().connection_errors();
-        self.was_slow = false;
+        let losses = self.producer()?.context().connection_errors();
+        self.doubt.begin(losses);
         if let Err(error) = self.producer()?.begin_transaction() {
             // It is not known why, so only a new producer surely can.
             self.tainted = true;
@@ -309,6 +310,7 @@ impl Outlet {
                 break;
             }
             if Instant::now() > deadline {
+                self.is_stuck = true;
                 return Err(LogError::Unavailable("the brokers did not take all records in time".to_owned()));
             }
             // Not rust-rdkafka's flush, which looks every 100 ms only: every commit waits here.
@@ -361,7 +363,7 @@ impl Outlet {
         fail::fail_point!("kafka-after-commit");
         let producer = self.producer()?;
         serve(producer);
-        let disturbed = self.is_disturbed(producer, elapsed);
+        let disturbed = self.doubt.is_justified(producer.context().connection_errors(), elapsed);
         match committed {
             Ok(()) => {
                 self.close();
@@ -388,7 +390,7 @@ impl Outlet {
     ) -> Result<(), LogError> {
         let asked = Instant::now();
         let sent = offsets::send(self.producer()?, offsets, group, self.timing().commit_budget())?;
-        self.was_slow = was_asked_twice(asked.elapsed());
+        self.doubt.offsets_sent(asked.elapsed());
         match sent {
             Some(Ok(())) => Ok(()),
             Some(Err(error)) => Err(self.failed(&error, "cannot add the offsets to the transaction")),
@@ -398,12 +400,6 @@ impl Outlet {
                 Err(LogError::Unavailable(reason))
             }
         }
-    }
-
-    /// Whether a twin of a request of the transaction may be under way, after its end took so long. A late request to end it
-    /// would end the next one; late offsets would take the place of the next one's, which are higher.
-    fn is_disturbed(&self, producer: &BaseProducer<Context>, took: Duration) -> bool {
-        producer.context().connection_errors() != self.losses || self.was_slow || was_asked_twice(took)
     }
 
     fn commit_failed(&mut self, error: &KafkaError) -> LogError {
@@ -454,7 +450,7 @@ impl Outlet {
             if let Err(error) = &aborted {
                 warn!(%error, "a transaction could not be aborted: the producer is made anew");
             }
-            let disturbed = self.is_disturbed(producer, asked.elapsed());
+            let disturbed = self.doubt.is_justified(producer.context().connection_errors(), asked.elapsed());
             self.tainted = aborted.is_err() || disturbed;
         }
         if !is_transactional && self.is_open() {
@@ -462,7 +458,14 @@ impl Outlet {
             self.tainted = true;
         }
         self.close();
-        if self.tainted || self.producer.is_none() { self.renew() } else { Ok(()) }
+        if self.tainted || self.producer.is_none() {
+            self.renew()?;
+        } else if self.is_stuck {
+            // The client keeps records of a topic that was deleted for as long as it may, and says nothing.
+            self.refresh()?;
+        }
+        self.is_stuck = false;
+        Ok(())
     }
 
     /// Makes the next rewind drop the producer.
