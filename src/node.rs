@@ -18,6 +18,7 @@ mod past;
 pub mod plan;
 mod priority;
 mod reporter;
+mod standing;
 mod supervisor;
 pub mod threads;
 
@@ -36,6 +37,7 @@ use crate::node::http::HttpServer;
 use crate::node::loader::{Loader, LoaderParts};
 use crate::node::past::Past;
 use crate::node::reporter::Reporter;
+use crate::node::standing::Standings;
 use crate::node::supervisor::{Context, Inputs, Supervisor};
 use crate::node::threads::{SpawnError, Stoppable};
 use crate::ports::{Clock, Engine, Log, LogError, ModuleStore};
@@ -147,7 +149,9 @@ impl Node {
         let drain = config.drain;
         let past = Arc::new(Past::new(parts.log.clone()));
         let context = Context { config, parts, metrics: metrics.clone(), loader, guest_logs, past };
-        let supervisor = Supervisor::new(context, reporter, committed, ready.clone(), overdue.clone());
+        let standings = Standings::start(context.parts.log.clone())?;
+        let supervisor =
+            Supervisor::new(context, reporter, standings, committed, ready.clone(), overdue.clone());
         let inputs = Inputs { changes, loaded };
         let supervisor = threads::spawn("coproc-super", move |stop| supervisor.run(&inputs, stop))?;
         Ok(Self {

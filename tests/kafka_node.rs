@@ -275,13 +275,18 @@ fn a_deleted_output_topic_is_said_and_waited_for() {
         rig.status("lost").filter(|status| status.reason.as_deref() == Some("TopicNotFound"))
     });
     assert!(status.last_error.unwrap().message.contains("lost-out"));
+    rig.produce("lost-in", numbers("c", 0..100));
+    wait_for("what waits while no lane does", || {
+        rig.status("lost").filter(|status| status.partitions.iter().map(|at| at.lag).eq([200]))
+    });
     rig.create("lost-out", 1);
     let began = Instant::now();
-    rig.values("lost-out", 100);
+    rig.values("lost-out", 200);
     println!("went on {:?} after the topic was back", began.elapsed());
     wait_for_lag_0(&rig, "lost", 1);
     // What was committed before is gone with the topic; what came after is there, all of it, once.
-    assert_eq!(values(oracle::contents(plain(), &topic("lost-out")))[&0], numbers("b", 0..100));
+    let expected = [numbers("b", 0..100), numbers("c", 0..100)].concat();
+    assert_eq!(values(oracle::contents(plain(), &topic("lost-out")))[&0], expected);
 }
 
 #[test]

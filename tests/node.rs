@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use coproc::control::modules;
-use coproc::core::deployment::{Naming, Sink, Source, StartOffset};
+use coproc::core::deployment::{Delivery, Naming, Sink, Source, StartOffset};
 use coproc::core::digest::Digest;
+use coproc::core::ledger::TopicPartition;
 use coproc::core::names::{PoolName, TopicName};
 use coproc::core::record::{Offset, TimestampMs};
 use coproc::core::status::State;
@@ -461,6 +462,53 @@ fn pausing_stands_still_and_resuming_goes_on() {
     rig.produce("in", numbers("v", 10..20));
     assert!(rig.writer().set_paused(&identity_of("copy"), false).unwrap());
     assert_eq!(rig.values("out", 20), numbers("v", 0..20));
+}
+
+#[test]
+fn a_paused_deployment_says_what_waits_until_somebody_else_has_its_group() {
+    let rig = Rig::without_node();
+    let node = start_node(&rig.log);
+    rig.create("in", 2);
+    rig.create("out", 1);
+    rig.deploy("copy", &[identity()], "in", &["out"], "").unwrap();
+    rig.produce_to("in", 0, numbers("v", 0..10));
+    rig.values("out", 10);
+    rig.set_paused("copy", true);
+    rig.wait_for_state("copy", State::Paused);
+    let has = |offset, waits| {
+        let status = wait_for(&format!("{waits} records that wait from {offset}"), || {
+            let status = rig.status("copy")?;
+            let found: Vec<_> =
+                status.partitions.iter().map(|at| (at.partition, at.offset, at.lag)).collect();
+            (found == [(0, offset, waits), (1, 0, 0)]).then_some(status)
+        });
+        assert_eq!(status.state, State::Paused);
+        let lag = format!(r#"coproc_lag_records{{coprocessor="copy",partition="0",topic="in"}} {waits}"#);
+        let text = node.metrics().text();
+        assert!(text.contains(&lag), "{lag} is not in {text}");
+    };
+    rig.produce_to("in", 0, numbers("v", 10..20));
+    has(10, 10);
+    // As `coproc offsets alter` does.
+    let group = identity_of("copy").consumer_group();
+    let to = BTreeMap::from([(TopicPartition::new(&topic("in"), 0), 20)]);
+    rig.log.offsets().alter(&group, &to).unwrap();
+    has(20, 0);
+    let other = LaneSpec {
+        group,
+        transactional_id: "other".into(),
+        inputs: vec![topic("in")],
+        outputs: vec![topic("out")],
+        start: StartOffset::Earliest,
+        delivery: Delivery::ExactlyOnce,
+        max_records: 1,
+        max_bytes: 1,
+    };
+    let _member = rig.log.lane(&other).unwrap();
+    wait_for("nothing that it could say of another one's partitions", || {
+        rig.status("copy").filter(|status| status.partitions.is_empty())
+    });
+    assert!(!node.metrics().text().contains("coproc_lag_records{"));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use crate::control::observed::StatusWriter;
 use crate::core::names::{Identity, NodeId};
-use crate::core::status::{Committed, DeploymentStatus, NodeStatus, UpDown};
+use crate::core::status::{Committed, DeploymentStatus, NodeStatus, State, UpDown};
 use crate::node::threads::{self, SpawnError, Stoppable};
 use crate::ports::Log;
 
@@ -135,7 +135,13 @@ impl Pen {
             && status.reason == deployment.reason
             && status.generation == deployment.generation
             && status.last_error == deployment.last_error
-            && status.partitions.len() == deployment.partitions.len();
+            && status.partitions.len() == deployment.partitions.len()
+            && (deployment.state == State::Running || is_behind(status) == is_behind(deployment));
         !same_but_offsets || (*status != *deployment && now.saturating_duration_since(*at) >= DETAIL_EVERY)
     }
+}
+
+/// Whether records wait. While lanes run that changes all the time.
+fn is_behind(deployment: &DeploymentStatus) -> bool {
+    deployment.partitions.iter().any(|at| at.lag > 0)
 }

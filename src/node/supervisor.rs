@@ -25,6 +25,7 @@ use crate::node::guest_logs::GuestLogs;
 use crate::node::loader::{Loaded, Loader};
 use crate::node::past::Past;
 use crate::node::reporter::{Report, Reporter};
+use crate::node::standing::Standings;
 use crate::node::supervisor::entry::Entry;
 use crate::node::threads::{self, Stoppable};
 use crate::node::{NodeConfig, NodeParts};
@@ -67,6 +68,7 @@ pub(super) struct Supervisor {
     /// Set where lanes did not end in time.
     overdue: Arc<AtomicBool>,
     reporter: Reporter,
+    standings: Standings,
     /// What an earlier life of the node knew to have been committed, until a deployment takes it up.
     earlier: BTreeMap<Identity, Committed>,
     /// Whose turn it is to ask the log, where a tick was too short for all.
@@ -84,6 +86,7 @@ impl Supervisor {
     pub fn new(
         context: Context,
         reporter: Reporter,
+        standings: Standings,
         earlier: BTreeMap<Identity, Committed>,
         ready: Arc<AtomicBool>,
         overdue: Arc<AtomicBool>,
@@ -94,6 +97,7 @@ impl Supervisor {
             ready,
             overdue,
             reporter,
+            standings,
             earlier,
             turn: None,
             last_report: None,
@@ -272,6 +276,8 @@ impl Supervisor {
         if !is_overdue && (!self.is_dirty || since < soon) {
             return;
         }
+        self.entries.values().for_each(|entry| entry.measure(&self.context));
+        self.standings.set(self.entries.values().filter_map(Entry::standing).collect());
         let report = self.status(UpDown::Up);
         if self.reporter.queue.try_send(report).is_ok() {
             self.last_report = Some(Instant::now());
@@ -322,6 +328,7 @@ impl Supervisor {
         self.ready.store(false, Ordering::Relaxed);
         let deadline = Instant::now() + self.context.config.drain;
         self.context.loader.ask_to_stop();
+        self.standings.ask_to_stop();
         for entry in self.entries.values() {
             entry.ask_lanes_to_stop();
         }
@@ -338,6 +345,7 @@ impl Supervisor {
         let status = self.status(UpDown::Down);
         let deadline = deadline.max(Instant::now() + Duration::from_secs(1));
         self.reporter.stop(status, deadline);
+        self.standings.stop_by(deadline);
         self.context.guest_logs.stop_by(deadline);
         self.context.loader.stop_by(deadline);
     }

@@ -75,6 +75,18 @@ impl LaneShared {
         change(&mut self.report.lock());
     }
 
+    /// Changes offsets of a lane that has ended. Nothing else moves there, so readers learn soon that records wait, or no
+    /// longer.
+    pub fn behind(&self, change: impl FnOnce(&mut BTreeMap<TopicPartition, PartitionReport>)) {
+        let mut report = self.report.lock();
+        let is_behind = |report: &LaneReport| report.partitions.values().any(|at| at.lag() > Some(0));
+        let was = (report.partitions.len(), is_behind(&report));
+        change(&mut report.partitions);
+        if was != (report.partitions.len(), is_behind(&report)) {
+            self.changed.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// These partitions have a committed offset: readers learn of it soon where that is new.
     pub fn settled<'a>(&self, partitions: impl IntoIterator<Item = &'a TopicPartition>) {
         let mut report = self.report.lock();

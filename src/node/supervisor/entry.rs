@@ -3,7 +3,7 @@
 mod about;
 mod swap;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use crate::node::lane_thread::{LaneHandle, LanePlace};
 use crate::node::loader::{LoadError, Request};
 use crate::node::plan::{ChainPlan, Difference, LanePlan, difference};
 use crate::node::priority;
+use crate::node::standing::Standing;
 use crate::node::supervisor::Context;
 use crate::node::supervisor::entry::swap::Swapping;
 use crate::node::supervisor::topics::{self, NotReady};
@@ -183,8 +184,39 @@ impl Entry {
     /// Whether a lane has news for the status.
     pub fn take_changed(&self) -> bool {
         let lanes = self.running.iter().flat_map(|running| &running.lanes).chain(&self.stopping);
+        let lanes = lanes.map(|lane| &lane.shared).chain(&self.last);
         // Every flag is taken, so no short circuit.
-        lanes.fold(false, |changed, lane| lane.shared.take_changed() | changed)
+        lanes.fold(false, |changed, lane| lane.take_changed() | changed)
+    }
+
+    /// What it is to be asked for while it has no lanes.
+    pub fn standing(&self) -> Option<Standing> {
+        let wanted = self.wanted.as_ref().filter(|_| self.has_ended())?;
+        let group = wanted.consumer_group(&self.identity);
+        Some(Standing { identity: self.identity.clone(), group, lanes: self.last.clone() })
+    }
+
+    /// Whether it had lanes and has none now.
+    fn has_ended(&self) -> bool {
+        self.running.is_none() && self.stopping.is_empty() && !self.last.is_empty()
+    }
+
+    /// Says in the metrics what its ended lanes left behind: those that run say it themselves.
+    pub fn measure(&self, context: &Context) {
+        if !self.has_ended() {
+            return;
+        }
+        let metrics = context.metrics.of(&self.identity.display_name());
+        let reports: Vec<_> = self.last.iter().map(|lane| lane.report().partitions).collect();
+        for (at, report) in reports.iter().flatten() {
+            metrics.set_lag(at.topic.as_str(), at.partition, report.lag());
+        }
+        let is_left = |topic: &str, partition| {
+            let mut all = reports.iter().flat_map(BTreeMap::keys);
+            all.any(|at| at.topic.as_str() == topic && at.partition == partition)
+        };
+        let gone = self.had.iter().filter(|(topic, partition)| !is_left(topic, *partition));
+        gone.for_each(|(topic, partition)| metrics.set_lag(topic, *partition, None));
     }
 
     /// This is desired from now on.

@@ -26,11 +26,10 @@ pub fn entries(about: &About<'_>, nodes: &[OnNode]) -> (Vec<NodeEntry>, NodeCoun
     (all, counts)
 }
 
-/// Records that wait, over the nodes that were heard of lately; `None` when no node says anything.
+/// Records that wait, over the nodes that were heard of lately; `None` when none of them knows of a partition.
 pub fn total_lag(nodes: &[OnNode]) -> Option<i64> {
-    let mut fresh = nodes.iter().filter(|node| node.is_fresh).peekable();
-    fresh.peek()?;
-    Some(fresh.map(lag).sum())
+    let knows = |node: &&OnNode| node.is_fresh && !node.status.partitions.is_empty();
+    nodes.iter().filter(knows).map(lag).reduce(i64::saturating_add)
 }
 
 fn lag(node: &OnNode) -> i64 {

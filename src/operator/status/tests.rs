@@ -244,6 +244,14 @@ fn the_list_of_nodes_is_bounded_and_keeps_the_ones_with_trouble() {
 }
 
 #[test]
+fn a_lag_that_no_node_knows_is_not_zero() {
+    let lag = |nodes| computed(&deployed(false, nodes, Some(2)), &DeploymentResourceStatus::default()).lag;
+    let waiting = || on_node(1000, State::Pending, 4, &[]);
+    assert_eq!(lag(vec![waiting()]), None);
+    assert_eq!(lag(vec![waiting(), on_node(1001, State::Running, 4, &[(0, 0)])]), Some(0));
+}
+
+#[test]
 fn lag_is_written_seldom_and_everything_else_at_once() {
     let at = |lag| {
         computed(
