@@ -204,6 +204,10 @@ pub trait LaneSession {
     /// none any more is `Stuck`: it is not started anew behind anybody's back.
     fn rewind(&mut self) -> Result<(), LogError>;
 
+    /// Told before a wait for `rewind`: ends the open transaction without its records, as far as that goes, so that nobody who
+    /// reads the outputs waits for it. Nothing to do for a log that shows nothing of what is not committed.
+    fn abandon(&mut self) {}
+
     /// Stops handing out records of these partitions. They stay owned.
     fn pause(&mut self, partitions: &[TopicPartition]);
 

@@ -281,6 +281,43 @@ fn what_could_not_be_handed_over_is_not_committed() {
     assert_eq!(oracle::contents(plain(), &to)[&0].len(), 3);
 }
 
+/// A lane waits before it rewinds, and longer with each failure: an open transaction would hold readers back meanwhile.
+#[test]
+fn a_lane_that_waits_holds_no_reader_up() {
+    let _guard = alone();
+    let log = plain().log();
+    let (from, to) = (topic(&*log, "waits", 1), topic(&*log, "waits-out", 1));
+    fill(&*log, &from, 1, 1);
+    let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
+    lane.run(LONG, |lane| lane.copied == 1 && lane.at_end.len() == 1).unwrap();
+    let payload = Record::new(None, Some(b"again")).payload();
+    let emit = |lane: &mut Lane| {
+        let (placement, timestamp) = (Placement::Exactly(0), 0);
+        lane.session.emit(&Emit { topic: &to, placement, timestamp, payload: &payload })
+    };
+    emit(&mut lane).unwrap();
+    fail::cfg("kafka-abort", "return").unwrap();
+    let committed = lane.commit();
+    fail::remove("kafka-abort");
+    assert!(committed.is_err());
+    let stable = || log.topics().extents(&to).unwrap()[0].end;
+    let before = stable();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(stable(), before, "the transaction is open");
+    lane.session.abandon();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while stable() == before {
+        assert!(Instant::now() < deadline, "readers wait for it");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(emit(&mut lane).is_err(), "before a rewind nothing is known to be in step");
+    lane.rewind(&LogError::Unavailable("by the test".to_owned())).unwrap();
+    emit(&mut lane).unwrap();
+    lane.commit().unwrap();
+    drop(lane);
+    assert_eq!(oracle::contents(plain(), &to)[&0].len(), 2);
+}
+
 /// Only who knows the ends of a partition can say that an offset lies outside.
 #[test]
 fn a_broker_that_does_not_answer_is_no_proof_that_records_are_gone() {

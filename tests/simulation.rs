@@ -101,6 +101,8 @@ struct Session {
     /// Output bytes that it wants in one commit, as the embedded log does.
     room: u64,
     tainted: bool,
+    /// Whether something failed since the last rewind.
+    failed: bool,
     /// Values that the log refuses at the commit, for a reason that could not be seen before.
     refuses: BTreeSet<u64>,
     /// Whether the log refuses dead letters: `Emit` at once, `Commit` at the commit.
@@ -158,6 +160,10 @@ impl LaneSession for Session {
         let outputs = self.open.iter().filter(|(topic, ..)| topic == "out");
         let held: usize = outputs.map(|(.., payload)| payload.len()).sum();
         assert!(self.tainted || (held as u64) < self.room, "{held} bytes are held when more is asked for");
+        assert!(
+            !(self.failed || self.tainted) || self.open.is_empty(),
+            "readers wait for a transaction that waits for nobody"
+        );
         if !self.unassigned.is_empty() {
             let partitions: Vec<_> = self.unassigned.drain(..).collect();
             for at in &partitions {
@@ -168,6 +174,7 @@ impl LaneSession for Session {
         }
         let fails = self.fails_next.as_mut().is_some_and(std::mem::take);
         if fails || self.dice.once_in(self.faults) {
+            self.failed = true;
             return Event::Failed(broken("poll"));
         }
         if self.revoking.is_none() && self.dice.once_in(self.faults.saturating_mul(2)) {
@@ -283,8 +290,14 @@ impl LaneSession for Session {
         )))
     }
 
+    fn abandon(&mut self) {
+        self.open.clear();
+        self.tainted = true;
+    }
+
     fn rewind(&mut self) -> Result<(), LogError> {
         self.open.clear();
+        self.failed = false;
         self.world.borrow_mut().rewinds += 1;
         if self.dice.once_in(self.faults) {
             return Err(broken("rewind"));
@@ -495,6 +508,7 @@ fn lane(
         open: Vec::new(),
         room: if case.seed.is_multiple_of(2) { u64::MAX } else { 40 },
         tainted: false,
+        failed: false,
         refuses: refused(case),
         refuses_dead: case.refuses_dead,
         damaged: case.damaged,

@@ -8,6 +8,7 @@
 mod calls;
 mod configs;
 mod group;
+mod question;
 
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;

@@ -229,6 +229,13 @@ impl LaneSession for Session {
         Ok(())
     }
 
+    fn abandon(&mut self) {
+        if self.outlet.is_open() {
+            self.outlet.abandon();
+            self.broken = Some("what was emitted was dropped");
+        }
+    }
+
     fn pause(&mut self, partitions: &[TopicPartition]) {
         if let Some(intake) = &mut self.intake {
             intake.pause(partitions);

@@ -9,6 +9,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
+use super::question::{self, Answer};
 use super::{Client, c_millis};
 use crate::core::record::Offset;
 
@@ -19,25 +20,16 @@ pub(in crate::kafka) fn commit(
     offsets: &TopicPartitionList,
     wait: Duration,
 ) -> Result<(), Code> {
-    // SAFETY: client and list are alive; queue and event are destroyed here.
-    unsafe {
-        let queue = rd::rd_kafka_queue_new(client);
+    // SAFETY: client, list and queue are alive.
+    let ask = |queue| unsafe {
         let asked = rd::rd_kafka_commit_queue(client, offsets.ptr(), queue, None, ptr::null_mut());
-        let mut code: Code = asked.into();
-        if code == Code::NoError {
-            let event = rd::rd_kafka_queue_poll(queue, c_millis(wait));
-            code = if event.is_null() {
-                Code::OperationTimedOut
-            } else {
-                rd::rd_kafka_event_error(event).into()
-            };
-            if !event.is_null() {
-                rd::rd_kafka_event_destroy(event);
-            }
+        match asked.into() {
+            Code::NoError => Ok(()),
+            code => Err(code),
         }
-        rd::rd_kafka_queue_destroy(queue);
-        if code == Code::NoError { Ok(()) } else { Err(code) }
-    }
+    };
+    // SAFETY: the client is alive.
+    unsafe { question::ask(client, wait, ask, |_| Ok(())) }
 }
 
 /// How many events wait to be polled, by a producer or by a consumer without a group.
@@ -156,34 +148,22 @@ pub(in crate::kafka) fn describe_topic(
 ) -> Result<(String, u32), Code> {
     let Ok(name) = CString::new(name) else { return Err(Code::InvalidArgument) };
     let mut names = [name.as_ptr()];
-    // SAFETY: everything made here is destroyed here; the result lives as long as the event.
-    unsafe {
-        let queue = rd::rd_kafka_queue_new(client);
+    // SAFETY: the client is alive, and so is the queue; the collection is destroyed here, and the name is copied.
+    let ask = |queue| unsafe {
         let topics = rd::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
         rd::rd_kafka_DescribeTopics(client, topics, ptr::null(), queue);
         rd::rd_kafka_TopicCollection_destroy(topics);
-        let event = rd::rd_kafka_queue_poll(queue, c_millis(wait));
-        let described = read_description(event);
-        if !event.is_null() {
-            rd::rd_kafka_event_destroy(event);
-        }
-        rd::rd_kafka_queue_destroy(queue);
-        described
-    }
+        Ok(())
+    };
+    // SAFETY: the client is alive, and so is the event.
+    unsafe { question::ask(client, wait, ask, |event| read_description(event)) }
 }
 
 /// # Safety
-/// `event` is null or a living event.
-unsafe fn read_description(event: *mut rd::rd_kafka_event_t) -> Result<(String, u32), Code> {
+/// The event is alive.
+unsafe fn read_description(event: Answer) -> Result<(String, u32), Code> {
     // SAFETY: the caller's promise; every pointer below comes from the event and lives as long.
     unsafe {
-        if event.is_null() {
-            return Err(Code::OperationTimedOut);
-        }
-        let error: Code = rd::rd_kafka_event_error(event).into();
-        if error != Code::NoError {
-            return Err(error);
-        }
         let result = rd::rd_kafka_event_DescribeTopics_result(event);
         let mut count = 0;
         if result.is_null() {

@@ -9,7 +9,8 @@ use std::time::Duration;
 use rdkafka::bindings as rd;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use super::{Client, c_millis};
+use super::Client;
+use super::question::{self, Answer};
 
 /// Names and values of a topic's settings, or why there are none.
 pub(in crate::kafka) type Settings = Result<Vec<(String, String)>, Code>;
@@ -23,41 +24,29 @@ pub(in crate::kafka) fn topic_settings(
     let names: Result<Vec<CString>, _> = names.iter().map(|name| CString::new(*name)).collect();
     let Ok(names) = names else { return Err(Code::InvalidArgument) };
     let kind = rd::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC;
-    // SAFETY: everything made here is destroyed here; the result lives as long as the event.
-    unsafe {
+    // SAFETY: the client is alive, and so is the queue; what is made here is destroyed here, and the names are copied.
+    let ask = |queue| unsafe {
         let mut asked: Vec<_> =
             names.iter().map(|name| rd::rd_kafka_ConfigResource_new(kind, name.as_ptr())).collect();
-        let queue = rd::rd_kafka_queue_new(client);
         rd::rd_kafka_DescribeConfigs(client, asked.as_mut_ptr(), asked.len(), ptr::null(), queue);
-        let event = rd::rd_kafka_queue_poll(queue, c_millis(wait));
-        let answered = read(event);
-        if !event.is_null() {
-            rd::rd_kafka_event_destroy(event);
-        }
-        rd::rd_kafka_queue_destroy(queue);
         rd::rd_kafka_ConfigResource_destroy_array(asked.as_mut_ptr(), asked.len());
-        // The answers come in any order.
-        let mut answered = answered?;
-        let of = |name: &CString| {
-            let at = answered.iter().position(|(answer, _)| answer == name)?;
-            Some(answered.swap_remove(at).1)
-        };
-        Ok(names.iter().map(of).map(|found| found.unwrap_or(Err(Code::Fail))).collect())
-    }
+        Ok(())
+    };
+    // SAFETY: the client is alive, and so is the event.
+    let mut answered = unsafe { question::ask(client, wait, ask, |event| read(event)) }?;
+    // The answers come in any order.
+    let of = |name: &CString| {
+        let at = answered.iter().position(|(answer, _)| answer == name)?;
+        Some(answered.swap_remove(at).1)
+    };
+    Ok(names.iter().map(of).map(|found| found.unwrap_or(Err(Code::Fail))).collect())
 }
 
 /// # Safety
-/// `event` is null or a living event.
-unsafe fn read(event: *mut rd::rd_kafka_event_t) -> Result<Vec<(CString, Settings)>, Code> {
+/// The event is alive.
+unsafe fn read(event: Answer) -> Result<Vec<(CString, Settings)>, Code> {
     // SAFETY: the caller's promise; every pointer below comes from the event and lives as long.
     unsafe {
-        if event.is_null() {
-            return Err(Code::OperationTimedOut);
-        }
-        let error: Code = rd::rd_kafka_event_error(event).into();
-        if error != Code::NoError {
-            return Err(error);
-        }
         let result = rd::rd_kafka_event_DescribeConfigs_result(event);
         if result.is_null() {
             return Err(Code::OperationTimedOut);

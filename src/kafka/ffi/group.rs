@@ -9,7 +9,8 @@ use std::time::Duration;
 use rdkafka::bindings as rd;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use super::{Client, c_millis};
+use super::Client;
+use super::question::{self, Answer, Queue};
 
 /// How long librdkafka keeps a question to a coordinator: as long as it can. One that times out before the client has found a
 /// coordinator ends the process when it finds one later (<https://github.com/confluentinc/librdkafka/issues/4605>), so who
@@ -26,7 +27,7 @@ pub(in crate::kafka) fn members(client: Client, group: &str, wait: Duration) -> 
     let ask = |options, queue| unsafe {
         rd::rd_kafka_DescribeConsumerGroups(client, groups.as_mut_ptr(), 1, options, queue);
     };
-    // SAFETY: the event is alive where there is one.
+    // SAFETY: the event is alive.
     ask_coordinator(client, wait, op, ask, |event| unsafe { read(event) })
 }
 
@@ -40,33 +41,27 @@ pub(in crate::kafka) fn delete(client: Client, group: &str, wait: Duration) -> R
         rd::rd_kafka_DeleteGroups(client, groups.as_mut_ptr(), 1, options, queue);
         rd::rd_kafka_DeleteGroup_destroy(groups[0]);
     };
-    // SAFETY: the event is alive where there is one.
+    // SAFETY: the event is alive.
     ask_coordinator(client, wait, op, ask, |event| unsafe { read_deletion(event) })
 }
 
-/// Asks, and reads the answer; the event is null where there is none in time.
 fn ask_coordinator<T>(
     client: Client,
     wait: Duration,
     op: rd::rd_kafka_admin_op_t,
-    ask: impl FnOnce(*const rd::rd_kafka_AdminOptions_t, *mut rd::rd_kafka_queue_t),
-    read: impl FnOnce(*mut rd::rd_kafka_event_t) -> Result<T, Code>,
+    ask: impl FnOnce(*const rd::rd_kafka_AdminOptions_t, Queue),
+    read: impl FnOnce(Answer) -> Result<T, Code>,
 ) -> Result<T, Code> {
-    // SAFETY: the client is alive; everything made here is destroyed here. A time that is refused leaves librdkafka's own.
-    unsafe {
-        let queue = rd::rd_kafka_queue_new(client);
+    // SAFETY: the client is alive; the options are destroyed here. A time that is refused leaves librdkafka's own.
+    let ask = |queue| unsafe {
         let options = rd::rd_kafka_AdminOptions_new(client, op);
         rd::rd_kafka_AdminOptions_set_request_timeout(options, KEPT_MS, ptr::null_mut(), 0);
         ask(options, queue);
         rd::rd_kafka_AdminOptions_destroy(options);
-        let event = rd::rd_kafka_queue_poll(queue, c_millis(wait));
-        let answer = read(event);
-        if !event.is_null() {
-            rd::rd_kafka_event_destroy(event);
-        }
-        rd::rd_kafka_queue_destroy(queue);
-        answer
-    }
+        Ok(())
+    };
+    // SAFETY: the client is alive.
+    unsafe { question::ask(client, wait, ask, read) }
 }
 
 /// The names of all consumer groups, or why one of the brokers does not say its own. librdkafka's older question, which is the
@@ -75,18 +70,19 @@ pub(in crate::kafka) fn consumer_groups(
     client: Client,
     wait: Duration,
 ) -> Result<Vec<String>, (Code, String)> {
-    // SAFETY: everything made here is destroyed here; the result lives as long as the event.
-    unsafe {
-        let queue = rd::rd_kafka_queue_new(client);
+    // SAFETY: the client is alive, and so is the queue.
+    let ask = |queue| unsafe {
         rd::rd_kafka_ListConsumerGroups(client, ptr::null(), queue);
-        let event = rd::rd_kafka_queue_poll(queue, c_millis(wait));
-        let listed = read_listing(event);
-        if !event.is_null() {
-            rd::rd_kafka_event_destroy(event);
-        }
-        rd::rd_kafka_queue_destroy(queue);
-        listed
-    }
+        Ok(())
+    };
+    // SAFETY: the client is alive, and so is the event.
+    let listed = unsafe { question::ask(client, wait, ask, |event| Ok(read_listing(event))) };
+    listed.map_err(named)?
+}
+
+/// A code with its words, where a broker gave none.
+fn named(code: Code) -> (Code, String) {
+    (code, code.to_string())
 }
 
 /// The generation in which a consumer is in its group; `None` without a member id or a generation. Offsets that come
@@ -107,17 +103,10 @@ pub(in crate::kafka) fn generation(client: Client) -> Option<i32> {
 }
 
 /// # Safety
-/// `event` is null or a living event.
-unsafe fn read(event: *mut rd::rd_kafka_event_t) -> Result<Vec<String>, Code> {
+/// The event is alive.
+unsafe fn read(event: Answer) -> Result<Vec<String>, Code> {
     // SAFETY: the caller's promise; every pointer below comes from the event and lives as long.
     unsafe {
-        if event.is_null() {
-            return Err(Code::OperationTimedOut);
-        }
-        let error: Code = rd::rd_kafka_event_error(event).into();
-        if error != Code::NoError {
-            return Err(error);
-        }
         let result = rd::rd_kafka_event_DescribeConsumerGroups_result(event);
         if result.is_null() {
             return Err(Code::OperationTimedOut);
@@ -147,17 +136,10 @@ unsafe fn read(event: *mut rd::rd_kafka_event_t) -> Result<Vec<String>, Code> {
 }
 
 /// # Safety
-/// `event` is null or a living event.
-unsafe fn read_deletion(event: *mut rd::rd_kafka_event_t) -> Result<(), Code> {
+/// The event is alive.
+unsafe fn read_deletion(event: Answer) -> Result<(), Code> {
     // SAFETY: the caller's promise; every pointer below comes from the event and lives as long.
     unsafe {
-        if event.is_null() {
-            return Err(Code::OperationTimedOut);
-        }
-        let error: Code = rd::rd_kafka_event_error(event).into();
-        if error != Code::NoError {
-            return Err(error);
-        }
         let result = rd::rd_kafka_event_DeleteGroups_result(event);
         let mut count = 0;
         let groups = rd::rd_kafka_DeleteGroups_result_groups(result, &raw mut count);
@@ -170,21 +152,13 @@ unsafe fn read_deletion(event: *mut rd::rd_kafka_event_t) -> Result<(), Code> {
 }
 
 /// # Safety
-/// `event` is null or a living event.
-unsafe fn read_listing(event: *mut rd::rd_kafka_event_t) -> Result<Vec<String>, (Code, String)> {
-    let failed = |code: Code| Err((code, code.to_string()));
+/// The event is alive.
+unsafe fn read_listing(event: Answer) -> Result<Vec<String>, (Code, String)> {
     // SAFETY: the caller's promise; every pointer below comes from the event and lives as long.
     unsafe {
-        if event.is_null() {
-            return failed(Code::OperationTimedOut);
-        }
-        let error: Code = rd::rd_kafka_event_error(event).into();
-        if error != Code::NoError {
-            return failed(error);
-        }
         let result = rd::rd_kafka_event_ListConsumerGroups_result(event);
         if result.is_null() {
-            return failed(Code::OperationTimedOut);
+            return Err(named(Code::OperationTimedOut));
         }
         let mut count = 0;
         let errors = rd::rd_kafka_ListConsumerGroups_result_errors(result, &raw mut count);

@@ -2,15 +2,18 @@
 //!
 //! Offsets are our own: the client's position moves when a message is handed out and is never committed.
 
+mod leave;
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::RDKafkaErrorCode as Code;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::extents::Extents;
 use super::messages::{ClientSide, Slot, concerns, find, on_partition_error, owned_partitions, push};
@@ -57,8 +60,6 @@ const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the lane only waits until it is known where partitions start. A transaction that the last owner left open holds
 /// the answer back for as long as it may last.
 const IN_SILENCE: Duration = Duration::from_secs(20);
-/// How long a member without partitions may take to say that it leaves.
-const SAY_GOODBYE: Duration = Duration::from_secs(1);
 
 impl Intake {
     pub(super) fn open(config: &KafkaConfig, spec: &LaneSpec, ends: Arc<Ends>) -> Result<Self, LogError> {
@@ -499,124 +500,5 @@ impl Intake {
     pub(super) fn commit(&self, offsets: &TopicPartitionList) -> Result<(), LogError> {
         ffi::commit(self.client(), offsets, self.budget)
             .map_err(|code| error::from_code(code, "cannot commit offsets"))
-    }
-}
-
-impl Drop for Intake {
-    /// Leaves the group, within a bound: rust-rdkafka's own drop would wait for ever.
-    fn drop(&mut self) {
-        let context = self.consumer.context().clone();
-        context.close();
-        let is_owing = self.is_owing || context.has_rebalance();
-        if self.assignor == Assignor::Cooperative && self.slots.is_empty() && !is_owing {
-            self.unsubscribe();
-        }
-        if let Err(error) = self.consumer.close_queue() {
-            warn!(%error, "could not leave the group in order");
-            return;
-        }
-        // A rebalance that waits for its answer would hold the close up. Answered before, the client would join anew first.
-        if is_owing {
-            let _ = self.consumer.unassign();
-        }
-        let deadline = Instant::now() + self.budget;
-        while !self.consumer.closed() {
-            let _ = self.consumer.poll(Duration::from_millis(20));
-            if Instant::now() > deadline {
-                info!(
-                    "the group does not let the lane go yet, as in a rebalance: its consumer ends by itself"
-                );
-                self.leave_behind();
-                return;
-            }
-        }
-    }
-}
-
-impl Intake {
-    /// Says that it leaves: of a cooperative member without partitions librdkafka closes the connection without a word, and
-    /// the group waits for it until the session times out.
-    fn unsubscribe(&self) {
-        self.consumer.unsubscribe();
-        let deadline = Instant::now() + SAY_GOODBYE;
-        while ffi::generation(self.client()).is_some() && Instant::now() < deadline {
-            let _ = self.consumer.poll(Duration::from_millis(10));
-        }
-    }
-
-    /// Has a thread of its own wait for the end of the consumer. A request to leave is sent on a connection that may be
-    /// waiting for the answer to an earlier one to join, and that comes when the group is complete.
-    fn leave_behind(&self) {
-        let consumer = Arc::clone(&self.consumer);
-        let wait = move || {
-            while !consumer.closed() {
-                let _ = consumer.poll(Duration::from_millis(100));
-            }
-            // The queues go before their client, and they go with what is dropped now.
-            while Arc::strong_count(&consumer) > 1 {
-                thread::sleep(Duration::from_millis(10));
-            }
-            drop(consumer);
-        };
-        let kept = Arc::clone(&self.consumer);
-        if let Err(error) = thread::Builder::new().name("closing".to_owned()).spawn(wait) {
-            warn!(%error, "no thread to end a consumer: it stays");
-            std::mem::forget(kept);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::deployment::{Delivery, StartOffset};
-    use crate::kafka::admin::Admin;
-
-    /// An intake whose brokers are nowhere.
-    fn intake(assignor: Assignor) -> Intake {
-        let mut config = KafkaConfig::plain(["127.0.0.1:1"]);
-        config.assignor = assignor;
-        config.timing.transaction = Duration::from_millis(300);
-        let spec = LaneSpec {
-            group: "g".parse().unwrap(),
-            transactional_id: "t".to_owned(),
-            inputs: vec!["in".parse().unwrap()],
-            outputs: Vec::new(),
-            start: StartOffset::Earliest,
-            delivery: Delivery::ExactlyOnce,
-            max_records: 1,
-            max_bytes: 1,
-        };
-        Intake::open(&config, &spec, Ends::new(Arc::new(Admin::open(&config).unwrap()))).unwrap()
-    }
-
-    fn at(partition: u32) -> TopicPartition {
-        TopicPartition::new(&"in".parse().unwrap(), partition)
-    }
-
-    #[test]
-    fn what_a_cooperative_group_gives_and_takes_before_an_answer_adds_up() {
-        let mut intake = intake(Assignor::Cooperative);
-        intake.given(vec![at(0), at(1)], Some(1));
-        intake.given(vec![at(2)], Some(2));
-        assert_eq!(intake.assigning, Some(vec![at(0), at(1), at(2)]));
-        intake.asked_for(&[at(1)], Some(3));
-        assert_eq!(intake.assigning, Some(vec![at(0), at(2)]), "another has it by then");
-        assert_eq!(intake.revoking, Some(vec![at(1)]));
-        assert_eq!((intake.generation, intake.is_owing, intake.is_confused()), (Some(3), true, false));
-    }
-
-    #[test]
-    fn an_eager_group_gives_all_or_takes_all() {
-        let mut intake = intake(Assignor::Eager);
-        intake.given(vec![at(0), at(1)], Some(1));
-        intake.given(vec![at(2)], Some(2));
-        assert_eq!((&intake.assigning, intake.generation), (&Some(vec![at(2)]), Some(2)));
-        assert!(!intake.is_confused(), "nothing was taken over yet");
-        intake.asked_for(&[at(2)], Some(3));
-        assert_eq!((&intake.assigning, intake.generation), (&None, Some(2)));
-        intake.slots.push(Slot::at((at(2), Place::At(0))));
-        intake.given(vec![at(0)], Some(4));
-        assert!(intake.is_confused(), "it was not asked for what it had");
     }
 }

@@ -439,25 +439,7 @@ impl Outlet {
 
     /// Drops what was emitted since the last commit, and a producer that is not to be trusted with it.
     pub(super) fn abort(&mut self) -> Result<(), LogError> {
-        let is_transactional = self.transactional_id.is_some();
-        if self.begun && is_transactional && !self.tainted {
-            let budget = self.timing().commit_budget();
-            let producer = self.producer()?;
-            let asked = Instant::now();
-            let aborted = writer::abort(producer, budget);
-            // What the abort purged is no failure of the next transaction.
-            producer.context().take_undelivered();
-            if let Err(error) = &aborted {
-                warn!(%error, "a transaction could not be aborted: the producer is made anew");
-            }
-            let disturbed = self.doubt.is_justified(producer.context().connection_errors(), asked.elapsed());
-            self.tainted = aborted.is_err() || disturbed;
-        }
-        if !is_transactional && self.is_open() {
-            // Idempotent: what is under way may arrive or not, both are within the promise.
-            self.tainted = true;
-        }
-        self.close();
+        self.abandon();
         if self.tainted || self.producer.is_none() {
             self.renew()?;
         } else if self.is_stuck {
@@ -466,6 +448,28 @@ impl Outlet {
         }
         self.is_stuck = false;
         Ok(())
+    }
+
+    /// Drops what was emitted since the last commit. The broker learns of it here, unless the producer is not to be trusted any
+    /// more: then with the next one.
+    pub(super) fn abandon(&mut self) {
+        match (&self.producer, &self.transactional_id) {
+            (Some(producer), Some(_)) if self.begun && !self.tainted => {
+                let asked = Instant::now();
+                let aborted = writer::abort(producer, self.timing().commit_budget());
+                // What the abort purged is no failure of the next transaction.
+                producer.context().take_undelivered();
+                if let Err(error) = &aborted {
+                    warn!(%error, "a transaction could not be aborted: the producer is made anew");
+                }
+                let losses = producer.context().connection_errors();
+                self.tainted = aborted.is_err() || self.doubt.is_justified(losses, asked.elapsed());
+            }
+            // Idempotent: what is under way may arrive or not, both are within the promise.
+            (_, None) if self.is_open() => self.tainted = true,
+            _ => {}
+        }
+        self.close();
     }
 
     /// Makes the next rewind drop the producer.

@@ -29,6 +29,7 @@ impl Lane {
             LogVerdict::RewindAt(_) => {
                 tracing::warn!(deployment = %self.plan.identity, %error, "the log failed: the lane rewinds");
                 self.parts.shared.error(self.parts.clock.wall_ms(), "LogFailed", error.to_string());
+                self.session.abandon();
                 self.update_state();
                 Turn::Continue
             }
