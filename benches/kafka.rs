@@ -6,8 +6,9 @@
 //! virtual machine compiles its code, are not counted; each figure is a ratio to the plain loop of its own round, and the
 //! end is the medians.
 //!
-//! The plain loop is the limit: raw batch consume, raw produce, idempotent or not, no offsets, no transactions,
-//! no timestamps or headers carried over. The one of whole records is idempotent and carries both over, as a node has to.
+//! The plain loops are the limits: raw batch consume, raw produce, no offsets, no transactions. The barest copies keys and
+//! values and leaves timestamps, headers and checksums alone. The one of whole records writes what it read, as a node has to,
+//! and looks at the checksums, as a node and Kafka's own consumers do. Then the same idempotent, and in transactions.
 #![allow(unsafe_code, reason = "the plain loop calls librdkafka as directly as can be")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a benchmark stops at the first error")]
 
@@ -43,7 +44,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use measure::{Cost, quantile};
+use measure::{Cost, PerLimit, quantile};
 use node::Running;
 
 /// The program's, for every loop in this process.
@@ -134,9 +135,10 @@ fn load(bootstrap: &str, topic: &TopicName, options: &Options) {
 #[derive(Clone, Copy, PartialEq)]
 enum Plain {
     Bare,
-    Idempotent,
-    /// Idempotent, with timestamps and headers.
+    /// With timestamps, headers and checksums.
     Whole,
+    /// The same, idempotent.
+    Idempotent,
     /// The same in transactions of this length, with the offsets of what was read.
     Transactional(Duration),
 }
@@ -150,12 +152,13 @@ fn plain(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, kind
         .set("enable.partition.eof", "false")
         .set("fetch.queue.backoff.ms", "5")
         .set("queued.min.messages", "200000")
+        .set("check.crcs", if kind == Plain::Bare { "false" } else { "true" })
         .create()
         .unwrap();
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", bootstrap)
-        .set("enable.idempotence", if kind == Plain::Bare { "false" } else { "true" })
+        .set("enable.idempotence", if matches!(kind, Plain::Bare | Plain::Whole) { "false" } else { "true" })
         .set("linger.ms", "5")
         .set("queue.buffering.max.messages", "1000000")
         .set("delivery.report.only.error", "true");
@@ -198,8 +201,8 @@ fn plain(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, kind
                     transactions.next.insert(m.partition, m.offset + 1);
                 }
                 while !match kind {
-                    Plain::Whole | Plain::Transactional(_) => produce_whole(writer, sink, m),
-                    Plain::Bare | Plain::Idempotent => produce_bare(sink, m),
+                    Plain::Bare => produce_bare(sink, m),
+                    _ => produce_whole(writer, sink, m),
                 } {
                     producer.poll(Duration::ZERO);
                     std::thread::sleep(Duration::from_micros(100));
@@ -418,18 +421,18 @@ fn streams(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, in
     Cost { seconds, cpu, peak_mib }
 }
 
-/// What a run cost, and its ratio to the plain loop of its round.
-type Run = (Cost, Option<f64>);
+/// What a run cost, and how it did against the plain loops of its round.
+type Run = (Cost, PerLimit);
 
 /// Of all rounds, by name, in the order of the first.
 #[derive(Default)]
 struct Results(Vec<(&'static str, Vec<Run>)>);
 
 impl Results {
-    fn add(&mut self, name: &'static str, cost: Cost, ratio: Option<f64>) {
+    fn add(&mut self, name: &'static str, cost: Cost, ratios: PerLimit) {
         match self.0.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, results)) => results.push((cost, ratio)),
-            None => self.0.push((name, vec![(cost, ratio)])),
+            Some((_, results)) => results.push((cost, ratios)),
+            None => self.0.push((name, vec![(cost, ratios)])),
         }
     }
 
@@ -447,7 +450,9 @@ impl Results {
                 cpu: of(&|(cost, _)| Some(cost.cpu)).unwrap_or_default(),
                 peak_mib: of(&|(cost, _)| Some(cost.peak_mib)).unwrap_or_default(),
             };
-            cost.print(name, records, of(&|(_, ratio)| *ratio));
+            let ratios =
+                PerLimit { plain: of(&|(_, ratios)| ratios.plain), whole: of(&|(_, ratios)| ratios.whole) };
+            cost.print(name, records, ratios);
         }
     }
 }
@@ -473,7 +478,7 @@ impl Bench {
         &self,
         round: usize,
         name: &'static str,
-        limit: Option<f64>,
+        limits: PerLimit,
         copy: impl FnOnce(&TopicName) -> Cost,
     ) -> Option<f64> {
         let is_wanted = |only: &String| only.split(',').any(|only| name.contains(only));
@@ -484,10 +489,11 @@ impl Bench {
         let cost = copy(&to);
         self.log.topics().delete(&to).unwrap();
         let rate = cost.rate(self.options.records);
-        let ratio = limit.map(|limit| rate / limit);
-        cost.print(name, self.options.records, ratio);
+        let of = |limit: Option<f64>| limit.map(|limit| rate / limit);
+        let ratios = PerLimit { plain: of(limits.plain), whole: of(limits.whole) };
+        cost.print(name, self.options.records, ratios);
         if round >= self.options.warm_up {
-            self.results.borrow_mut().add(name, cost, ratio);
+            self.results.borrow_mut().add(name, cost, ratios);
         }
         Some(rate)
     }
@@ -535,20 +541,21 @@ impl Bench {
             }
             let copy =
                 |to: &TopicName, kind| whole(&|| plain(&self.bootstrap, &self.from, to, records, kind));
-            let limit = self.run(round, "plain", None, |to| copy(to, Plain::Bare));
-            self.run(round, "plain idempotent", limit, |to| copy(to, Plain::Idempotent));
-            self.run(round, "plain whole records", limit, |to| copy(to, Plain::Whole));
+            let mut limits = PerLimit::default();
+            limits.plain = self.run(round, "plain", limits, |to| copy(to, Plain::Bare));
+            limits.whole = self.run(round, "plain whole records", limits, |to| copy(to, Plain::Whole));
+            self.run(round, "plain idempotent", limits, |to| copy(to, Plain::Idempotent));
             let interval = self.options.interval;
-            self.run(round, "plain with transactions", limit, |to| copy(to, Plain::Transactional(interval)));
+            self.run(round, "plain with transactions", limits, |to| copy(to, Plain::Transactional(interval)));
             let policy = self.policy();
             let session = |to: &TopicName, delivery| {
                 whole(&|| lane(&*self.log, &self.from, to, records, delivery, &policy))
             };
-            self.run(round, "session exactly once", limit, |to| session(to, Delivery::ExactlyOnce));
-            self.run(round, "session at least once", limit, |to| session(to, Delivery::AtLeastOnce));
-            self.run(round, "wasm exactly once", limit, |to| self.node(to, Delivery::ExactlyOnce));
-            self.run(round, "wasm at least once", limit, |to| self.node(to, Delivery::AtLeastOnce));
-            self.run(round, "Kafka Streams exactly once", limit, |to| {
+            self.run(round, "session exactly once", limits, |to| session(to, Delivery::ExactlyOnce));
+            self.run(round, "session at least once", limits, |to| session(to, Delivery::AtLeastOnce));
+            self.run(round, "wasm exactly once", limits, |to| self.node(to, Delivery::ExactlyOnce));
+            self.run(round, "wasm at least once", limits, |to| self.node(to, Delivery::AtLeastOnce));
+            self.run(round, "Kafka Streams exactly once", limits, |to| {
                 streams(&self.bootstrap, &self.from, to, records, interval)
             });
         }

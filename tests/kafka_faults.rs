@@ -388,6 +388,55 @@ fn a_late_commit_of_an_earlier_transaction_does_no_harm() {
     oracle::assert_copied(&cluster, &from, &to);
 }
 
+/// The same of a request to abort: what the next transaction wrote is aborted, and its offsets, which come after, are not. Where
+/// the group is said to stand after it.
+fn delayed_abort(proxy: &Proxy) -> (TopicName, TopicName, Offset) {
+    let log = KafkaLog::connect(through(proxy)).unwrap();
+    let (from, to) = (topic(&*log, "late-abort", 1), topic(&*log, "late-abort-out", 1));
+    fill(&*log, &from, 1, 500);
+    let spec = spec(&fresh("g"), &fresh("t"), &from, &to);
+    let mut lane = Lane::open(&*log, &spec).unwrap();
+    lane.commit_interval = LONG;
+    lane.run(LONG, |lane| lane.copied == 500).unwrap();
+    // What was not sent needs no request to abort it, and what a poll says is said again after the rewind.
+    let send = |lane: &mut Lane| {
+        let sent = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < sent {
+            lane.session.poll(&mut Batch::default(), Duration::from_millis(10));
+        }
+    };
+    send(&mut lane);
+    proxy.hold_next(END_TXN);
+    lane.rewind(&LogError::Unavailable("by the test".to_owned())).unwrap();
+    lane.run(LONG, |lane| lane.copied == 1000).unwrap();
+    send(&mut lane);
+    proxy.release();
+    std::thread::sleep(Duration::from_millis(500));
+    lane.commit().unwrap();
+    drop(lane);
+    let at = log.offsets().committed(&spec.group).unwrap();
+    (from.clone(), to, at[&TopicPartition::new(&from, 0)])
+}
+
+#[test]
+fn a_late_abort_of_an_earlier_transaction_does_no_harm() {
+    let _guard = alone();
+    let proxy = Proxy::start();
+    let cluster = Cluster::start("proxied-abort", &["--proxy", &proxy.port.to_string()]);
+
+    // The rule off: records are lost.
+    fail::cfg("kafka-no-taint", "return").unwrap();
+    let (_, to, at) = delayed_abort(&proxy);
+    fail::remove("kafka-no-taint");
+    let count = oracle::kcat(&cluster, &to).values().map(Vec::len).sum::<usize>();
+    assert_eq!((count, at), (0, 500), "the detector must see the loss");
+
+    // The rule on.
+    let (from, to, at) = delayed_abort(&proxy);
+    assert_eq!(at, 500);
+    oracle::assert_copied(&cluster, &from, &to);
+}
+
 /// The offsets of one transaction are held back, the client sends them again and goes on, and then the first request arrives
 /// between the offsets of the next transaction and its end. Where the group is said to stand after it.
 fn delayed_offsets(proxy: &Proxy) -> Offset {

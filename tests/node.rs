@@ -504,11 +504,26 @@ fn a_paused_deployment_says_what_waits_until_somebody_else_has_its_group() {
         max_records: 1,
         max_bytes: 1,
     };
-    let _member = rig.log.lane(&other).unwrap();
+    let member = rig.log.lane(&other).unwrap();
     wait_for("nothing that it could say of another one's partitions", || {
         rig.status("copy").filter(|status| status.partitions.is_empty())
     });
     assert!(!node.metrics().text().contains("coproc_lag_records{"));
+    drop(member);
+    has(20, 0);
+    // Its offsets go with it.
+    rig.log.topics().delete(&topic("in")).unwrap();
+    rig.create("in", 1);
+    rig.produce_to("in", 0, numbers("v", 0..3));
+    wait_for("all records of the topic that is there now", || {
+        let status = rig.status("copy")?;
+        (status.partitions.iter().map(|at| (at.partition, at.lag)).collect::<Vec<_>>() == [(0, 3), (1, 0)])
+            .then_some(())
+    });
+    assert!(
+        !node.metrics().text().contains(r#"partition="1",topic="in""#),
+        "there is no such partition any more"
+    );
 }
 
 #[test]

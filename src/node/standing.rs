@@ -1,7 +1,8 @@
 //! What a deployment without lanes is behind: its partitions stand still, their topics do not, and whoever paused it may have
 //! altered its offsets. Asked on a thread of its own, because a log may take its time and the supervisor has none.
 //!
-//! Of several nodes, the one that had a partition last speaks for it, until somebody else has the group.
+//! A node speaks for the partitions that its lanes had last, as long as nobody is in the group. Two nodes may have had the same
+//! one, if the group still gave it to one that was about to stop: whoever adds lags up counts a partition once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,16 +14,20 @@ use parking_lot::Mutex;
 use crate::core::ledger::TopicPartition;
 use crate::core::names::{ConsumerGroup, Identity, TopicName};
 use crate::core::record::Offset;
-use crate::node::lane::report::LaneShared;
+use crate::node::lane::report::{LaneReport, LaneShared};
 use crate::node::threads::{self, SpawnError, Stoppable};
 use crate::ports::{Extent, Log, LogError};
 
 /// The least time between two rounds.
 const EVERY: Duration = Duration::from_secs(2);
-/// A round may take this part of the time; with many deployments, or a slow log, there are fewer.
+/// A round may take this part of the time: with many deployments, or a slow log, there are fewer.
 const SHARE: u32 = 10;
-/// Rounds in which a group has members before what is left here counts as theirs: while all nodes stop, one that has not yet
-/// may still be among them.
+/// But not fewer than that: what a log took in an outage must not count after it.
+const AT_LEAST_EVERY: Duration = Duration::from_mins(1);
+/// How long a deployment is left alone whose questions were not answered: each takes its full time.
+const REST: Duration = Duration::from_mins(1);
+/// Rounds in which a group has members before its partitions count as theirs: while all nodes stop, one that has not yet may
+/// still be among them.
 const TAKEN_AFTER: u8 = 5;
 
 /// A deployment that has no lanes.
@@ -34,6 +39,15 @@ pub struct Standing {
     pub group: ConsumerGroup,
     /// What its last lanes had to say.
     pub lanes: Vec<Arc<LaneShared>>,
+}
+
+/// What is remembered of one from round to round.
+#[derive(Default)]
+struct Known {
+    /// Rounds in a row in which its group had members.
+    taken: u8,
+    /// When its questions were not answered.
+    silent: Option<Instant>,
 }
 
 /// All deployments that have no lanes, and the thread that asks for them.
@@ -48,12 +62,12 @@ impl Standings {
         let all: Arc<Mutex<Vec<Standing>>> = Arc::default();
         let asked = all.clone();
         let thread = threads::spawn("coproc-standing", move |stop| {
-            let mut taken = BTreeMap::new();
+            let mut known = BTreeMap::new();
             while !stop.load(Ordering::Relaxed) {
                 let began = Instant::now();
                 let standing = asked.lock().clone();
-                ask(log.as_ref(), &standing, &mut taken, stop);
-                rest(EVERY.max(began.elapsed() * SHARE), stop);
+                ask(log.as_ref(), &standing, &mut known, stop);
+                rest((began.elapsed() * SHARE).clamp(EVERY, AT_LEAST_EVERY), stop);
             }
         })?;
         Ok(Self { all, thread })
@@ -69,9 +83,9 @@ impl Standings {
         self.thread.ask();
     }
 
-    /// Waits for the thread until the deadline.
+    /// Waits for the thread until the deadline. One that waits for an answer is left to it: there is nothing to be saved.
     pub fn stop_by(self, deadline: Instant) {
-        self.thread.stop_by(deadline);
+        self.thread.leave_by(deadline);
     }
 }
 
@@ -83,59 +97,78 @@ fn rest(time: Duration, stop: &AtomicBool) {
 }
 
 /// One round. What cannot be asked now stays as it was.
-fn ask(log: &dyn Log, all: &[Standing], taken: &mut BTreeMap<Identity, u8>, stop: &AtomicBool) {
-    taken.retain(|identity, _| all.iter().any(|standing| standing.identity == *identity));
-    let mut extents = BTreeMap::new();
+fn ask(log: &dyn Log, all: &[Standing], known: &mut BTreeMap<Identity, Known>, stop: &AtomicBool) {
+    known.retain(|identity, _| all.iter().any(|standing| standing.identity == *identity));
+    let mut extents = Extents { log, of: BTreeMap::new() };
     for standing in all {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        if let Err(error) = ask_one(log, standing, taken, &mut extents) {
+        let known = known.entry(standing.identity.clone()).or_default();
+        if known.silent.is_some_and(|since| since.elapsed() < REST) {
+            continue;
+        }
+        let asked = ask_one(standing, known, &mut extents);
+        known.silent = asked.is_err().then(Instant::now);
+        if let Err(error) = asked {
             tracing::debug!(deployment = %standing.identity, %error, "how much waits is not known");
         }
     }
 }
 
-fn ask_one(
-    log: &dyn Log,
-    standing: &Standing,
-    taken: &mut BTreeMap<Identity, u8>,
-    extents: &mut BTreeMap<TopicName, Vec<Extent>>,
-) -> Result<(), LogError> {
-    if log.offsets().members(&standing.group)? > 0 {
-        let rounds = taken.entry(standing.identity.clone()).or_default();
-        *rounds = rounds.saturating_add(1);
-        if *rounds >= TAKEN_AFTER {
-            standing.lanes.iter().for_each(|lane| lane.behind(BTreeMap::clear));
+fn ask_one(standing: &Standing, known: &mut Known, extents: &mut Extents<'_>) -> Result<(), LogError> {
+    let partitions = standing.lanes.iter().flat_map(|lane| lane.report().partitions.into_keys());
+    let topics: BTreeSet<TopicName> = partitions.map(|at| at.topic).collect();
+    if topics.is_empty() {
+        return Ok(());
+    }
+    let offsets = extents.log.offsets();
+    if offsets.members(&standing.group)? > 0 {
+        known.taken = known.taken.saturating_add(1);
+        if known.taken >= TAKEN_AFTER {
+            standing.lanes.iter().for_each(|lane| lane.behind(|report| report.is_taken = true));
         }
         return Ok(());
     }
-    taken.remove(&standing.identity);
-    let committed = log.offsets().committed(&standing.group)?;
-    let partitions = standing.lanes.iter().flat_map(|lane| lane.report().partitions.into_keys());
-    let topics: BTreeSet<TopicName> = partitions.map(|at| at.topic).collect();
-    for topic in topics {
-        if !extents.contains_key(&topic) {
-            extents.insert(topic.clone(), log.topics().extents(&topic)?);
-        }
+    known.taken = 0;
+    let committed = offsets.committed(&standing.group)?;
+    for topic in &topics {
+        extents.ask(topic);
     }
-    standing.lanes.iter().for_each(|lane| tell(lane, &committed, extents));
-    Ok(())
+    standing.lanes.iter().for_each(|lane| lane.behind(|report| tell(report, &committed, extents)));
+    // Those that were not answered for are asked for again when all are.
+    topics.iter().try_for_each(|topic| extents.of[topic].as_ref().map(drop).map_err(Clone::clone))
 }
 
-fn tell(
-    lane: &LaneShared,
-    committed: &BTreeMap<TopicPartition, Offset>,
-    extents: &BTreeMap<TopicName, Vec<Extent>>,
-) {
-    lane.behind(|partitions| {
-        for (at, report) in partitions {
-            // Without a committed offset it goes on where it was to start.
-            report.committed = committed.get(at).copied().or(report.committed);
-            let extent = extents.get(&at.topic).and_then(|of_topic| of_topic.get(at.partition as usize));
-            if let Some(extent) = extent {
-                (report.first, report.end) = (Some(extent.first), Some(extent.end));
-            }
+/// Where topics start and end, asked once in a round.
+struct Extents<'a> {
+    log: &'a dyn Log,
+    of: BTreeMap<TopicName, Result<Vec<Extent>, LogError>>,
+}
+
+impl Extents<'_> {
+    fn ask(&mut self, topic: &TopicName) {
+        if self.of.contains_key(topic) {
+            return;
         }
-    });
+        let found = match self.log.topics().extents(topic) {
+            // Nothing waits in it.
+            Err(LogError::UnknownTopic(_)) => Ok(Vec::new()),
+            found => found,
+        };
+        self.of.insert(topic.clone(), found);
+    }
+}
+
+fn tell(report: &mut LaneReport, committed: &BTreeMap<TopicPartition, Offset>, extents: &Extents<'_>) {
+    report.is_taken = false;
+    for (at, report) in &mut report.partitions {
+        // One that never had a committed offset goes on where it was to start.
+        let start = report.committed.filter(|_| !report.is_settled);
+        report.committed = committed.get(at).copied().or(start);
+        report.is_settled |= committed.contains_key(at);
+        let Some(Ok(of_topic)) = extents.of.get(&at.topic) else { continue };
+        let extent = of_topic.get(at.partition as usize);
+        (report.first, report.end) = (extent.map(|at| at.first), extent.map(|at| at.end));
+    }
 }

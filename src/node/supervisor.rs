@@ -345,9 +345,9 @@ impl Supervisor {
         let status = self.status(UpDown::Down);
         let deadline = deadline.max(Instant::now() + Duration::from_secs(1));
         self.reporter.stop(status, deadline);
-        self.standings.stop_by(deadline);
         self.context.guest_logs.stop_by(deadline);
         self.context.loader.stop_by(deadline);
+        self.standings.stop_by(Instant::now() + Duration::from_millis(500));
     }
 }
 

@@ -70,6 +70,15 @@ impl Stoppable {
         true
     }
 
+    /// As `stop_by`, for a thread whose work may be left undone at any time.
+    pub fn leave_by(mut self, deadline: Instant) {
+        self.ask();
+        while !self.is_over() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if self.is_over() { self.join() } else { self.handle = None }
+    }
+
     fn join(&mut self) {
         if let Some(handle) = self.handle.take()
             && handle.join().is_err()

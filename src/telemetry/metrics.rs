@@ -51,6 +51,7 @@ metrics! {
     TRANSACTIONS: "counter" "coproc_transactions_total" &[COPROCESSOR, "result"], "Ack-commits, by result: committed, aborted.";
     LAG_RECORDS: "gauge" "coproc_lag_records" &[COPROCESSOR, TOPIC, PARTITION], "Records between the committed offset and the last stable one.";
     LANES: "gauge" "coproc_lanes" &[COPROCESSOR], "Lanes that run.";
+    PAUSED: "gauge" "coproc_paused" &[COPROCESSOR], "1 while it is paused, else 0.";
     RECORD_LATENCY: "histogram" "coproc_record_latency_seconds" &[COPROCESSOR], "Seconds from a record's timestamp to its commit, for the first record of each batch.";
     MODULE_INFO: "gauge" "coproc_module_info" &[COPROCESSOR, "step", "digest"], "1 for each module that runs.";
     MODULE_LOAD: "histogram" "coproc_module_load_seconds" &[], "Seconds from the request for a module to its first instance.";
@@ -103,6 +104,7 @@ pub struct NodeMetrics {
     transactions: IntCounterVec,
     lag: IntGaugeVec,
     lanes: IntGaugeVec,
+    paused: IntGaugeVec,
     latency: HistogramVec,
     module_info: GaugeVec,
     guest_memory: IntGaugeVec,
@@ -141,6 +143,7 @@ impl NodeMetrics {
             transactions: counters(&registry, TRANSACTIONS)?,
             lag: gauges(LAG_RECORDS)?,
             lanes: gauges(LANES)?,
+            paused: gauges(PAUSED)?,
             latency: histograms(&registry, RECORD_LATENCY)?,
             module_info: register(&registry, GaugeVec::new(opts(MODULE_INFO), MODULE_INFO.labels))?,
             guest_memory: gauges(GUEST_MEMORY)?,
@@ -171,6 +174,7 @@ impl NodeMetrics {
             aborted: self.transactions.with_label_values(&[coprocessor, "aborted"]),
             lag: self.lag.clone(),
             lanes: self.lanes.with_label_values(name),
+            paused: self.paused.with_label_values(name),
             latency: self.latency.with_label_values(name),
             guest_memory: self.guest_memory.with_label_values(name),
             log_lines: self.log_lines.with_label_values(name),
@@ -210,6 +214,7 @@ impl NodeMetrics {
         let _ = self.commit_seconds.remove_label_values(name);
         let _ = self.latency.remove_label_values(name);
         let _ = self.lanes.remove_label_values(name);
+        let _ = self.paused.remove_label_values(name);
         let _ = self.guest_memory.remove_label_values(name);
         for result in ["committed", "aborted"] {
             let _ = self.transactions.remove_label_values(&[coprocessor, result]);
@@ -258,6 +263,8 @@ pub struct CoprocessorMetrics {
     lag: IntGaugeVec,
     /// Lanes that run.
     pub lanes: IntGauge,
+    /// Whether it is paused.
+    pub paused: IntGauge,
     /// Seconds from timestamp to commit.
     pub latency: Histogram,
     /// Linear memory of the guests that run, in bytes.

@@ -463,13 +463,17 @@ impl Outlet {
                     warn!(%error, "a transaction could not be aborted: the producer is made anew");
                 }
                 let losses = producer.context().connection_errors();
-                self.tainted = aborted.is_err() || self.doubt.is_justified(losses, asked.elapsed());
+                let disturbed = self.doubt.is_justified(losses, asked.elapsed()) && !fail_no_taint();
+                self.tainted = aborted.is_err() || disturbed;
             }
             // Idempotent: what is under way may arrive or not, both are within the promise.
             (_, None) if self.is_open() => self.tainted = true,
             _ => {}
         }
+        let is_left_open = self.begun && self.tainted;
         self.close();
+        // So that the end of the lane tries to end it.
+        self.begun = is_left_open;
     }
 
     /// Makes the next rewind drop the producer.
@@ -489,7 +493,7 @@ impl Drop for Outlet {
     }
 }
 
-/// For the test that shows what the taint rule is for.
+/// For the tests that show what the taint rule is for.
 fn fail_no_taint() -> bool {
     fail::fail_point!("kafka-no-taint", |_| true);
     false

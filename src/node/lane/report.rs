@@ -37,6 +37,8 @@ pub struct LaneReport {
     pub generation: u64,
     /// The guarantee in force.
     pub delivery: Option<&'static str>,
+    /// Whether others have its partitions, now that it has ended.
+    pub is_taken: bool,
 }
 
 /// The snapshot, shared between a lane and the supervisor.
@@ -75,14 +77,14 @@ impl LaneShared {
         change(&mut self.report.lock());
     }
 
-    /// Changes offsets of a lane that has ended. Nothing else moves there, so readers learn soon that records wait, or no
-    /// longer.
-    pub fn behind(&self, change: impl FnOnce(&mut BTreeMap<TopicPartition, PartitionReport>)) {
+    /// Changes what is said of a lane that has ended. Nothing else moves there, so readers learn soon that records wait, or
+    /// no longer.
+    pub fn behind(&self, change: impl FnOnce(&mut LaneReport)) {
         let mut report = self.report.lock();
         let is_behind = |report: &LaneReport| report.partitions.values().any(|at| at.lag() > Some(0));
-        let was = (report.partitions.len(), is_behind(&report));
-        change(&mut report.partitions);
-        if was != (report.partitions.len(), is_behind(&report)) {
+        let was = (report.is_taken, is_behind(&report));
+        change(&mut report);
+        if was != (report.is_taken, is_behind(&report)) {
             self.changed.store(true, Ordering::Relaxed);
         }
     }

@@ -13,7 +13,7 @@ use crate::core::names::{Identity, TopicName};
 use crate::core::record::TimestampMs;
 use crate::core::retry::RetrySchedule;
 use crate::core::status::{Committed, LastError, State};
-use crate::node::lane::report::LaneShared;
+use crate::node::lane::report::{LaneReport, LaneShared};
 use crate::node::lane::{End, LaneParts};
 use crate::node::lane_thread::{LaneHandle, LanePlace};
 use crate::node::loader::{LoadError, Request};
@@ -154,8 +154,8 @@ impl Entry {
 
     /// Forgets what metrics say of it. Once no lane is left that could say it again.
     pub fn forget_metrics(&self, context: &Context) {
-        let had: Vec<_> = self.had.iter().cloned().collect();
-        context.metrics.forget(&self.identity.display_name(), &had);
+        let measured: Vec<_> = self.measured().into_iter().collect();
+        context.metrics.forget(&self.identity.display_name(), &measured);
     }
 
     /// Whether `step` may have something to do.
@@ -201,22 +201,41 @@ impl Entry {
         self.running.is_none() && self.stopping.is_empty() && !self.last.is_empty()
     }
 
-    /// Says in the metrics what its ended lanes left behind: those that run say it themselves.
+    /// What its lanes left behind that it still reads, and others do not.
+    fn left(&self) -> Vec<LaneReport> {
+        let inputs = self.wanted.as_ref().map_or(&[][..], |wanted| wanted.inputs());
+        let left = |lane: &Arc<LaneShared>| {
+            let mut report = lane.report();
+            let is_taken = report.is_taken;
+            report.partitions.retain(|at, _| !is_taken && inputs.contains(&at.topic));
+            report
+        };
+        self.last.iter().map(left).collect()
+    }
+
+    /// Says in the metrics whether it is paused, and what its ended lanes left behind: those that run say it themselves.
     pub fn measure(&self, context: &Context) {
+        let metrics = context.metrics.of(&self.identity.display_name());
+        metrics.paused.set(self.wanted.as_ref().is_some_and(|wanted| wanted.paused).into());
         if !self.has_ended() {
             return;
         }
-        let metrics = context.metrics.of(&self.identity.display_name());
-        let reports: Vec<_> = self.last.iter().map(|lane| lane.report().partitions).collect();
-        for (at, report) in reports.iter().flatten() {
+        let left = self.left();
+        let lags: BTreeMap<_, _> = left.iter().flat_map(|report| &report.partitions).collect();
+        for (at, report) in &lags {
             metrics.set_lag(at.topic.as_str(), at.partition, report.lag());
         }
-        let is_left = |topic: &str, partition| {
-            let mut all = reports.iter().flat_map(BTreeMap::keys);
-            all.any(|at| at.topic.as_str() == topic && at.partition == partition)
-        };
-        let gone = self.had.iter().filter(|(topic, partition)| !is_left(topic, *partition));
-        gone.for_each(|(topic, partition)| metrics.set_lag(topic, *partition, None));
+        for (topic, partition) in self.measured() {
+            if !lags.keys().any(|at| at.topic.as_str() == topic && at.partition == partition) {
+                metrics.set_lag(&topic, partition, None);
+            }
+        }
+    }
+
+    /// The partitions that metrics may know.
+    fn measured(&self) -> BTreeSet<(String, u32)> {
+        let left = self.last.iter().flat_map(|lane| lane.report().partitions.into_keys());
+        left.map(|at| (at.topic.to_string(), at.partition)).chain(self.had.iter().cloned()).collect()
     }
 
     /// This is desired from now on.
@@ -233,6 +252,7 @@ impl Entry {
                 } else {
                     if self.committed.life != deployment.life {
                         self.committed = Committed { life: deployment.life.clone(), ..Committed::default() };
+                        self.last.iter().for_each(|lane| lane.behind(|report| report.partitions.clear()));
                     }
                     self.wanted = Some(Arc::new((**deployment).clone()));
                     self.begin_anew();
@@ -429,6 +449,8 @@ impl Entry {
         let name = self.identity.display_name();
         let metrics = context.metrics.of(&name);
         let lines = context.guest_logs.lines(&name, &metrics);
+        // Not all of them need come back to these lanes.
+        self.measured().iter().for_each(|(topic, partition)| metrics.set_lag(topic, *partition, None));
         let mut lanes = Vec::new();
         for lane in 0..plan.deployment.policies.parallelism {
             let shared: Arc<LaneShared> = Arc::default();

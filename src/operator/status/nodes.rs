@@ -1,5 +1,7 @@
 //! The list of nodes in a status: at most fifty, the ones with trouble first; the counts cover all.
 
+use std::collections::BTreeMap;
+
 use crate::core::status::{State, rfc3339};
 use crate::operator::build::pod_name;
 use crate::operator::conditions::shorten;
@@ -26,10 +28,16 @@ pub fn entries(about: &About<'_>, nodes: &[OnNode]) -> (Vec<NodeEntry>, NodeCoun
     (all, counts)
 }
 
-/// Records that wait, over the nodes that were heard of lately; `None` when none of them knows of a partition.
+/// Records that wait, over the nodes that were heard of lately; `None` when none of them knows of a partition. One that
+/// several speak for, as those may that have stopped, counts once.
 pub fn total_lag(nodes: &[OnNode]) -> Option<i64> {
-    let knows = |node: &&OnNode| node.is_fresh && !node.status.partitions.is_empty();
-    nodes.iter().filter(knows).map(lag).reduce(i64::saturating_add)
+    let fresh = nodes.iter().filter(|node| node.is_fresh);
+    let mut lags = BTreeMap::new();
+    for at in fresh.flat_map(|node| &node.status.partitions) {
+        let lag = lags.entry((&at.topic, at.partition)).or_insert(0);
+        *lag = at.lag.max(*lag);
+    }
+    lags.into_values().map(|lag| i64::try_from(lag).unwrap_or(i64::MAX)).reduce(i64::saturating_add)
 }
 
 fn lag(node: &OnNode) -> i64 {

@@ -249,6 +249,9 @@ fn a_lag_that_no_node_knows_is_not_zero() {
     let waiting = || on_node(1000, State::Pending, 4, &[]);
     assert_eq!(lag(vec![waiting()]), None);
     assert_eq!(lag(vec![waiting(), on_node(1001, State::Running, 4, &[(0, 0)])]), Some(0));
+    let both =
+        [on_node(1000, State::Paused, 4, &[(0, 5)]), on_node(1001, State::Paused, 4, &[(0, 7), (1, 1)])];
+    assert_eq!(lag(both.to_vec()), Some(8), "two that had a partition say the same of it, or nearly");
 }
 
 #[test]

@@ -31,7 +31,7 @@ impl Entry {
         let lanes = self.running.iter().flat_map(|running| &running.lanes);
         let reports: Vec<_> = match &self.running {
             Some(_) => lanes.map(|lane| lane.shared.report()).collect(),
-            None => self.last.iter().map(|shared| shared.report()).collect(),
+            None => self.left(),
         };
         let state = match &self.running {
             Some(_) => reports.iter().map(|report| report.state).max_by_key(|state| severity(*state)),
