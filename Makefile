@@ -41,6 +41,7 @@ bench: ## Benchmarks, each with its limit in the same run.
 	$(CARGO) bench --bench log
 	$(CARGO) bench --bench node
 	$(CARGO) bench --bench kafka
+	$(CARGO) bench --bench kafka -- --latency
 
 deny: ## Advisories, licences and duplicates (needs cargo-deny).
 	$(CARGO) deny check

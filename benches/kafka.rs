@@ -1,7 +1,7 @@
 //! The way through Kafka and back, on one broker and the same data: the plain librdkafka loop, a lane's session alone,
 //! a node with a wasm identity in one lane, and Kafka Streams doing the same.
 //!
-//! `cargo bench --features kafka --bench kafka -- [--records N] [--size BYTES] [--rounds N] [--warm-up N] [--only NAME,..]
+//! `cargo bench --features kafka --bench kafka -- [--records N] [--size BYTES,..] [--rounds N] [--warm-up N] [--only NAME,..]
 //! [--interval MS] [--commit-records N] [--commit-bytes N] [--config KEY=VALUE]`, and with `--latency` what a node adds at 10,000 records/s. The first rounds, in which the broker's
 //! virtual machine compiles its code, are not counted; each figure is a ratio to the plain loop of its own round, and the
 //! end is the medians.
@@ -55,7 +55,8 @@ const PARTITIONS: u32 = 8;
 
 struct Options {
     records: usize,
-    size: usize,
+    /// Bytes of key and value, one after the other.
+    sizes: Vec<usize>,
     rounds: usize,
     warm_up: usize,
     only: Option<String>,
@@ -73,7 +74,7 @@ struct Options {
 fn options() -> Options {
     let mut options = Options {
         records: 4_000_000,
-        size: 100,
+        sizes: vec![100, 1024],
         rounds: 3,
         warm_up: 2,
         only: None,
@@ -88,7 +89,7 @@ fn options() -> Options {
         let mut value = || args.next().expect("a value");
         match arg.as_str() {
             "--records" => options.records = value().parse().unwrap(),
-            "--size" => options.size = value().parse().unwrap(),
+            "--size" => options.sizes = value().split(',').map(|size| size.parse().unwrap()).collect(),
             "--rounds" => options.rounds = value().parse().unwrap(),
             "--warm-up" => options.warm_up = value().parse().unwrap(),
             "--only" => options.only = Some(value()),
@@ -108,7 +109,7 @@ fn options() -> Options {
     options
 }
 
-fn load(bootstrap: &str, topic: &TopicName, options: &Options) {
+fn load(bootstrap: &str, topic: &TopicName, records: usize, size: usize) {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("queue.buffering.max.messages", "2000000")
@@ -119,8 +120,8 @@ fn load(bootstrap: &str, topic: &TopicName, options: &Options) {
         .set("delivery.report.only.error", "true")
         .create()
         .unwrap();
-    let value = vec![b'x'; options.size.saturating_sub(8)];
-    for n in 0..options.records {
+    let value = vec![b'x'; size.saturating_sub(8)];
+    for n in 0..records {
         let key = (n as u64).to_be_bytes();
         let mut record = BaseRecord::to(topic.as_str()).key(&key[..]).payload(&value);
         while let Err((_, again)) = producer.send(record) {
@@ -485,7 +486,7 @@ impl Bench {
         if !self.options.only.as_ref().is_none_or(is_wanted) {
             return None;
         }
-        let to = self.topic(&format!("{}-{round}", name.replace(' ', "-")));
+        let to = self.topic(&format!("{}-{}-{round}", name.replace(' ', "-"), self.from));
         let cost = copy(&to);
         self.log.topics().delete(&to).unwrap();
         let rate = cost.rate(self.options.records);
@@ -569,7 +570,6 @@ fn main() {
     let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
     let mut bench =
         Bench { results: RefCell::default(), options, bootstrap, log, from: "in".parse().unwrap() };
-    bench.from = bench.topic("in");
     if bench.options.latency {
         // The first is to warm the broker up.
         let interval = bench.options.interval;
@@ -580,9 +580,15 @@ fn main() {
         }
         return;
     }
-    load(&bench.bootstrap, &bench.from, &bench.options);
-    let Options { records, size, .. } = bench.options;
-    println!("{records} records of {size} bytes, {PARTITIONS} partitions, one broker");
-    bench.throughput();
-    bench.results.borrow().print(records);
+    let Options { records, sizes, .. } = &bench.options;
+    let (records, sizes) = (*records, sizes.clone());
+    for size in sizes {
+        bench.from = bench.topic(&format!("in-{size}"));
+        load(&bench.bootstrap, &bench.from, records, size);
+        println!("{records} records of {size} bytes, {PARTITIONS} partitions, one broker");
+        bench.results.take();
+        bench.throughput();
+        bench.results.borrow().print(records);
+        bench.log.topics().delete(&bench.from).unwrap();
+    }
 }
