@@ -368,6 +368,16 @@ pub struct Replicas {
 pub trait TopicAdmin: Send + Sync {
     /// Creates a topic; `TopicExists` when there is one, whatever its configuration.
     fn create(&self, name: &TopicName, config: &TopicConfig) -> Result<(), LogError>;
+    /// As `create`, with what `source` has beyond what a `TopicConfig` says, where the log knows of such things.
+    fn create_like(
+        &self,
+        name: &TopicName,
+        config: &TopicConfig,
+        source: &TopicName,
+    ) -> Result<(), LogError> {
+        let _ = source;
+        self.create(name, config)
+    }
     /// Deletes a topic with all its records.
     fn delete(&self, name: &TopicName) -> Result<(), LogError>;
     /// Gives a topic more partitions; success when it has as many. A log whose topics keep their number refuses.

@@ -693,6 +693,30 @@ fn outputs_are_checked_and_placed() {
     assert_eq!(places, [(b"foobar".to_vec(), murmur), (b"x".to_vec(), 2)]);
 }
 
+/// The broker's limit is one for batches: several records that fit one by one must not be sent as one that does not.
+#[test]
+fn many_small_records_fit_a_topic_that_takes_small_batches_only() {
+    let log = plain().log();
+    let records = |topic: &TopicName| {
+        let produce = |_| Produce {
+            topic: topic.clone(),
+            partition: Some(0),
+            record: Record::new(None, Some(&[b'x'; 100])),
+        };
+        (0..200).map(produce).collect::<Vec<_>>()
+    };
+    log.produce(&records(&topic(&*log, "wide", 1))).unwrap();
+    for max_record_bytes in [2_000, 1_000] {
+        let name: TopicName = fresh("narrow").parse().unwrap();
+        log.topics().create(&name, &TopicConfig { max_record_bytes, ..TopicConfig::default() }).unwrap();
+        let written = log.produce(&records(&name)).unwrap();
+        assert_eq!(written.iter().map(|at| at.offset).collect::<Vec<_>>(), (0..200).collect::<Vec<_>>());
+        let large = Record::new(None, Some(&[0; 2_000]));
+        let refused = log.produce(&[Produce { topic: name, partition: Some(0), record: large }]).unwrap_err();
+        assert!(matches!(refused, LogError::RecordRefused { .. }), "{refused}");
+    }
+}
+
 #[test]
 fn topics_are_made_described_and_removed() {
     let log = plain().log();
@@ -873,15 +897,25 @@ fn the_topics_of_coproc_are_made_as_they_have_to_be_and_looked_at() {
             assert!(described.replace('\t', " ").contains(part), "{part:?} is not in {described}");
         }
     }
-    let set = |policy: &str| {
-        let at = ["--alter", "--entity-type", "topics", "--entity-name", "coprocessor_internal_topic"];
-        let policy = format!("cleanup.policy={policy}");
-        cluster.tool("kafka.admin.ConfigCommand", &[&at[..], &["--add-config", &policy]].concat());
+    let set = |topic: OwnTopic, setting: &str| {
+        let name = topic.name();
+        let at = ["--alter", "--entity-type", "topics", "--entity-name", name.as_str()];
+        cluster.tool("kafka.admin.ConfigCommand", &[&at[..], &["--add-config", setting]].concat());
     };
-    set("delete");
-    let refused = |error: &String| error.contains("coprocessor_internal_topic") && error.contains(compacted);
-    support::wait_for("the refusal", || try_to_start_node(&log).err().filter(refused));
-    set("compact");
+    let policy =
+        |topic, wrong, right| (topic, format!("cleanup.policy={wrong}"), format!("cleanup.policy={right}"));
+    let policies = OwnTopic::ALL.map(|topic| match topic {
+        OwnTopic::Logs => policy(topic, "compact", "delete"),
+        _ => policy(topic, "delete", "compact"),
+    });
+    let size = |bytes: usize| format!("max.message.bytes={bytes}");
+    let small = (OwnTopic::Status, size(900_000), size(1 << 20));
+    for (topic, wrong, right) in policies.iter().chain([&small]) {
+        set(*topic, wrong);
+        let refused = |error: &String| error.contains(topic.name().as_str()) && error.contains(right);
+        support::wait_for("the refusal", || try_to_start_node(&log).err().filter(refused));
+        set(*topic, right);
+    }
     support::wait_for("the start", || try_to_start_node(&log).ok()).stop();
 
     // Somebody made it before all brokers were there.

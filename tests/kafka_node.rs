@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use coproc::control::topics::OwnTopic;
 use coproc::control::{modules, observed};
 use coproc::core::deployment::{Naming, Sink, Source, StartOffset};
 use coproc::core::ledger::TopicPartition;
@@ -221,6 +222,10 @@ fn a_materialized_topic_follows_its_source_as_it_grows() {
         ..TopicConfig::default()
     };
     rig.log.topics().create(&topic("grown"), &source).unwrap();
+    // What coproc has no word for.
+    let alter = ["--alter", "--entity-type", "topics", "--entity-name", "grown", "--add-config"];
+    let own = "compression.type=lz4,segment.ms=3600000,min.insync.replicas=1";
+    plain().tool("kafka.admin.ConfigCommand", &[&alter[..], &[own]].concat());
     let mut wanted = deployment(&[rig.upload(&identity())], "grown", &["view"], "");
     if let Sink::Kafka { kafka } = &mut wanted.sinks[0] {
         kafka.naming = Naming::Materialized;
@@ -239,11 +244,13 @@ fn a_materialized_topic_follows_its_source_as_it_grows() {
         "retention.ms=7200000",
         "retention.bytes=1073741824",
         "max.message.bytes=500000",
+        "compression.type=lz4",
+        "segment.ms=3600000",
+        "min.insync.replicas=1",
     ] {
         assert!(described.contains(setting), "{described}");
     }
     // What is set later is the business of who sets it.
-    let alter = ["--alter", "--entity-type", "topics", "--entity-name", "grown", "--add-config"];
     plain().tool("kafka.admin.ConfigCommand", &[&alter[..], &["retention.ms=3600000"]].concat());
     rig.log.topics().grow(&topic("grown"), 3).unwrap();
     for partition in 0..3 {
@@ -474,6 +481,10 @@ fn the_topics_of_coproc_are_readable_with_other_tools() {
     assert!(has(plain(), "coprocessor_internal_topic", "seen-in"));
     assert!(has(plain(), "coprocessor_status_topic", "\"seen\""));
     wait_for("the printed line", || has(plain(), "coprocessor_logs", "word").then_some(()));
+    // Not kcat alone, which is librdkafka as well.
+    for own in OwnTopic::ALL {
+        assert!(!oracle::keys(plain(), &own.name()).is_empty(), "{own:?}");
+    }
     let described = plain().tool(
         "org.apache.kafka.tools.TopicCommand",
         &["--describe", "--topic", "coprocessor_internal_topic"],

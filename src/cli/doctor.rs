@@ -155,9 +155,8 @@ fn look_at_log(log: &dyn Log, findings: &mut Findings) {
         is_compacted |= topic == OwnTopic::Control && verdict == Verdict::Ok;
         findings.add("topic", verdict, message);
     }
-    if let Some((verdict, message)) = about_compaction(&compaction, is_compacted) {
-        findings.add("log", verdict, message);
-    }
+    let (verdict, message) = about_compaction(&compaction, is_compacted);
+    findings.add("log", verdict, message);
     look_at_nodes(log, findings);
     look_at_deployments(log, findings);
 }
@@ -176,19 +175,18 @@ fn about_transactions(ability: &Ability) -> (Verdict, String) {
     }
 }
 
-fn about_compaction(ability: &Ability, is_seen: bool) -> Option<(Verdict, String)> {
+fn about_compaction(ability: &Ability, is_seen: bool) -> (Verdict, String) {
+    let is_there = || (Verdict::Ok, "compaction: the last record of each key is kept".to_owned());
     match ability {
-        Ability::Present => None,
-        Ability::Absent(why) => {
-            Some((Verdict::Fail, format!("no compaction, control and status need it: {why}")))
-        }
-        Ability::Unknown(_) if is_seen => None,
+        Ability::Present => is_there(),
+        Ability::Absent(why) => (Verdict::Fail, format!("no compaction, control and status need it: {why}")),
+        Ability::Unknown(_) if is_seen => is_there(),
         Ability::Unknown(why) => {
             let message = format!(
                 "whether there is compaction, which control and status need, could not be found out: {why}; make \
                  {CONTROL_TOPIC} with cleanup.policy=compact, and look again"
             );
-            Some((Verdict::Warn, message))
+            (Verdict::Warn, message)
         }
     }
 }
@@ -352,11 +350,11 @@ mod tests {
         assert!(parts.iter().all(|part| said.contains(part)), "{said}");
         assert_eq!(about_transactions(&Ability::Present).0, Verdict::Ok);
         assert_eq!(about_transactions(&Ability::Absent(why())).0, Verdict::Warn);
-        let compaction = |ability, is_seen| about_compaction(&ability, is_seen).map(|(verdict, _)| verdict);
-        assert_eq!(compaction(Ability::Present, false), None);
-        assert_eq!(compaction(Ability::Absent(why()), true), Some(Verdict::Fail));
-        assert_eq!(compaction(Ability::Unknown(why()), true), None);
-        assert_eq!(compaction(Ability::Unknown(why()), false), Some(Verdict::Warn));
+        let compaction = |ability, is_seen| about_compaction(&ability, is_seen).0;
+        assert_eq!(compaction(Ability::Present, false), Verdict::Ok);
+        assert_eq!(compaction(Ability::Absent(why()), true), Verdict::Fail);
+        assert_eq!(compaction(Ability::Unknown(why()), true), Verdict::Ok);
+        assert_eq!(compaction(Ability::Unknown(why()), false), Verdict::Warn);
     }
 
     #[test]

@@ -12,6 +12,10 @@ const LOGS_RETENTION_MS: u64 = 24 * 3_600 * 1_000;
 /// How much of guest logs stays, in bytes.
 const LOGS_RETENTION_BYTES: u64 = 256 << 20;
 
+/// What each of the topics has to take at once, in bytes. A status record has up to 900 KiB, but Kafka's limit is for
+/// batches, and its client puts records together up to this size (librdkafka's `batch.size`).
+const LEAST_RECORD_BYTES: usize = 1_000_000;
+
 /// How long nothing may come before a topic's end is reached.
 const READ_STALLS: Duration = Duration::from_secs(10);
 
@@ -125,6 +129,13 @@ impl OwnTopic {
                 info.name, info.config.partitions
             )));
         }
+        if info.config.max_record_bytes < LEAST_RECORD_BYTES {
+            return Err(LogError::BadConfig(format!(
+                "topic {} takes at most {} bytes at once, and up to {LEAST_RECORD_BYTES} are written to it: set \
+                 max.message.bytes={} on it",
+                info.name, info.config.max_record_bytes, wanted.max_record_bytes
+            )));
+        }
         Ok(())
     }
 }
@@ -155,6 +166,18 @@ mod tests {
             logs.config.cleanup = cleanup;
             let refused = OwnTopic::Logs.check(&logs).unwrap_err().to_string();
             assert!(refused.contains("cleanup.policy=delete"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_topic_that_takes_less_than_is_written_is_refused() {
+        for topic in OwnTopic::ALL {
+            let mut info = TopicInfo { name: topic.name(), id: String::new(), config: topic.config() };
+            info.config.max_record_bytes = LEAST_RECORD_BYTES;
+            assert!(topic.check(&info).is_ok());
+            info.config.max_record_bytes -= 1;
+            let refused = topic.check(&info).unwrap_err().to_string();
+            assert!(refused.contains("999999") && refused.contains("max.message.bytes=1048576"), "{refused}");
         }
     }
 }

@@ -43,6 +43,14 @@ pub(super) struct Clients {
     pub(super) asker: BaseConsumer<Context>,
 }
 
+/// What another topic has, beyond what a `TopicConfig` says.
+#[derive(Default)]
+pub(super) struct Like {
+    settings: Vec<(String, String)>,
+    /// As many as the cluster has brokers for, up to three, where it is not said.
+    replicas: Option<usize>,
+}
+
 /// Of how many replicas a topic is made on so many brokers.
 fn replicas(brokers: usize) -> usize {
     brokers.clamp(1, REPLICAS)
@@ -139,11 +147,20 @@ impl Admin {
         &self,
         name: &str,
         config: &TopicConfig,
+        like: &Like,
         only_ask: bool,
     ) -> Result<Result<(), Code>, LogError> {
-        let replicas = replicas(self.brokers()?) as i32;
+        let replicas = match like.replicas {
+            Some(replicas) => replicas,
+            None => replicas(self.brokers()?),
+        };
         let entries = topics::entries(config);
-        let mut topic = NewTopic::new(name, config.partitions as i32, TopicReplication::Fixed(replicas));
+        let mut topic =
+            NewTopic::new(name, config.partitions as i32, TopicReplication::Fixed(replicas as i32));
+        let is_ours = |name: &str| entries.iter().any(|(ours, _)| *ours == name);
+        for (key, value) in like.settings.iter().filter(|(name, _)| !is_ours(name)) {
+            topic = topic.set(key, value);
+        }
         for (key, value) in &entries {
             topic = topic.set(key, value);
         }
@@ -152,6 +169,18 @@ impl Admin {
             block_on(self.clients()?.administrator(&self.config)?.create_topics([&topic], &options))
                 .map_err(|e| error::from_kafka(&e, &format!("cannot create topic {name}")))?;
         Ok(answers.into_iter().next().map_or(Ok(()), |answer| answer.map(drop).map_err(|(_, code)| code)))
+    }
+
+    fn create_as(&self, name: &TopicName, config: &TopicConfig, like: &Like) -> Result<(), LogError> {
+        match self.create_topic(name.as_str(), config, like, false)? {
+            Ok(()) => self.settle(name, true),
+            Err(Code::TopicAlreadyExists) => {
+                // Perhaps only just, by somebody else: who asks for it next must find it.
+                self.settle(name, true)?;
+                Err(LogError::TopicExists(name.clone()))
+            }
+            Err(code) => Err(error::from_code(code, &format!("cannot create topic {name}"))),
+        }
     }
 
     /// Waits until the cluster shows a topic, or shows it no more.
@@ -200,15 +229,18 @@ impl Admin {
 
 impl TopicAdmin for Admin {
     fn create(&self, name: &TopicName, config: &TopicConfig) -> Result<(), LogError> {
-        match self.create_topic(name.as_str(), config, false)? {
-            Ok(()) => self.settle(name, true),
-            Err(Code::TopicAlreadyExists) => {
-                // Perhaps only just, by somebody else: who asks for it next must find it.
-                self.settle(name, true)?;
-                Err(LogError::TopicExists(name.clone()))
-            }
-            Err(code) => Err(error::from_code(code, &format!("cannot create topic {name}"))),
-        }
+        self.create_as(name, config, &Like::default())
+    }
+
+    fn create_like(
+        &self,
+        name: &TopicName,
+        config: &TopicConfig,
+        source: &TopicName,
+    ) -> Result<(), LogError> {
+        let settings = topics::own_settings(self.clients()?.client(), source, self.wait())?;
+        let replicas = TopicAdmin::replicas(self, source)?.map(|replicas| replicas.fewest);
+        self.create_as(name, config, &Like { settings, replicas })
     }
 
     fn delete(&self, name: &TopicName) -> Result<(), LogError> {

@@ -20,7 +20,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 pub(super) use self::calls::{
     add_brokers, cached_watermarks, commit, describe_topic, drop_events, events, flush, set_login, set_token,
 };
-pub(super) use self::configs::{Settings, topic_settings};
+pub(super) use self::configs::{Setting, Settings, topic_settings};
 pub(super) use self::group::{consumer_groups, delete as delete_group, generation, members};
 use crate::core::record::{Header, Headers, Offset, TimestampMs};
 

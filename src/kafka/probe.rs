@@ -10,7 +10,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::producer::{BaseProducer, Producer};
 use tracing::{info, warn};
 
-use super::admin::Admin;
+use super::admin::{Admin, Like};
 use super::config::{Batching, KafkaConfig};
 use super::context::{Context, Versions};
 use super::{error, writer};
@@ -178,7 +178,7 @@ fn is_unsupported(producer: &BaseProducer<Context>, refused: &LogError) -> bool 
 }
 
 fn compaction(admin: &Admin) -> Result<Ability, LogError> {
-    Ok(match admin.create_topic(PROBE_TOPIC, &TopicConfig::compacted(), true)? {
+    Ok(match admin.create_topic(PROBE_TOPIC, &TopicConfig::compacted(), &Like::default(), true)? {
         Ok(()) => Ability::Present,
         Err(code @ (Code::InvalidConfig | Code::UnsupportedVersion | Code::InvalidRequest)) => {
             Ability::Absent(code.to_string())

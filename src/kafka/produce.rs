@@ -21,6 +21,9 @@ use crate::core::partitioner::murmur2;
 use crate::core::record::Record;
 use crate::ports::{LogError, Produce, Produced};
 
+/// What librdkafka puts into a batch at most, by default.
+const BATCH_BYTES: usize = 1_000_000;
+
 type Delivered = (usize, Result<Produced, Code>);
 
 /// Collects what became of each record.
@@ -70,17 +73,27 @@ pub(super) struct Sender {
     rotation: Rotation,
     known: Vec<(TopicName, u32, Instant)>,
     turn: u32,
+    /// The most bytes of a batch, where a topic takes less than the client would put into one: the cluster refuses the batch, whatever
+    /// the size of its records.
+    batch: Option<usize>,
     /// Whether records were handed over of which it is not known what became.
     is_unsettled: bool,
 }
 
 impl Sender {
     pub(super) fn open(config: &KafkaConfig) -> Result<Self, LogError> {
+        Self::with_batches(config, None)
+    }
+
+    fn with_batches(config: &KafkaConfig, batch: Option<usize>) -> Result<Self, LogError> {
         let rotation = Rotation::new(config);
         let inner = Context::new(config);
         let context = Collector { inner, delivered: Mutex::default() };
-        let producer: BaseProducer<Collector> = config
-            .producer(Batching::Prompt)?
+        let mut client = config.producer(Batching::Prompt)?;
+        if let Some(batch) = batch {
+            client.set("batch.size", batch.to_string());
+        }
+        let producer: BaseProducer<Collector> = client
             .create_with_context(context)
             .map_err(|e| error::from_kafka(&e, "cannot make a producer"))?;
         // Questions come before the first poll, which would ask for the token.
@@ -93,8 +106,20 @@ impl Sender {
             rotation,
             known: Vec::new(),
             turn: 0,
+            batch,
             is_unsettled: false,
         })
+    }
+
+    /// The most bytes of a batch that all known topics take, where that is less than the client's own limit. Who may not know
+    /// a topic's settings does without.
+    fn widest_batch(&self) -> Result<Option<usize>, LogError> {
+        let own = self.config.producer(Batching::Prompt)?;
+        let own = own.get("batch.size").and_then(|size| size.parse().ok()).unwrap_or(BATCH_BYTES);
+        let topics: Vec<_> = self.known.iter().map(|(name, count, _)| (name.clone(), *count)).collect();
+        let configs = topics::configs(self.producer.client(), &topics, self.config.timing.socket);
+        let limits = configs.unwrap_or_default().into_iter().flatten().map(|config| config.max_record_bytes);
+        Ok(limits.chain(self.batch).min().filter(|limit| *limit < own))
     }
 
     fn partitions(&mut self, topic: &TopicName) -> Result<u32, LogError> {
@@ -140,7 +165,15 @@ impl Sender {
         if self.rotation.look([client]) || is_lost || self.is_unsettled {
             *self = Self::open(&self.config)?;
         }
+        let began = Instant::now();
         let places = records.iter().map(|produce| self.place(produce)).collect::<Result<Vec<_>, _>>()?;
+        if self.known.iter().any(|(_, _, asked)| *asked >= began) {
+            let batch = self.widest_batch()?;
+            if batch != self.batch {
+                let known = std::mem::take(&mut self.known);
+                *self = Self { known, turn: self.turn, ..Self::with_batches(&self.config, batch)? };
+            }
+        }
         self.producer.context().delivered.lock().clear();
         let deadline = Instant::now() + self.config.timing.transaction;
         self.is_unsettled = true;

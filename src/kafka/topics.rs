@@ -146,8 +146,8 @@ pub(super) fn identity(
 }
 
 /// Reads the configuration of topics; `None` where there is no such topic.
-pub(super) fn configs(
-    client: &Client<Context>,
+pub(super) fn configs<C: ClientContext>(
+    client: &Client<C>,
     topics: &[(TopicName, u32)],
     wait: Duration,
 ) -> Result<Vec<Option<TopicConfig>>, LogError> {
@@ -191,16 +191,38 @@ pub(super) fn delete_retention(
     topic: &TopicName,
     wait: Duration,
 ) -> Result<Duration, LogError> {
-    let mut answers = ffi::topic_settings(client.native_ptr(), &[topic.as_str()], wait)
-        .map_err(|code| error::from_code(code, "cannot read the configuration of topics"))?;
-    let settings = answers.pop().and_then(Result::ok).unwrap_or_default();
-    let text = settings.iter().find(|(name, _)| name == "delete.retention.ms");
-    let millis = text.and_then(|(_, text)| text.parse().ok()).unwrap_or(86_400_000);
+    let settings = settings(client, topic, wait)?;
+    let found = settings.iter().find(|setting| setting.name == "delete.retention.ms");
+    let millis = found.and_then(|setting| setting.value.parse().ok()).unwrap_or(86_400_000);
     Ok(Duration::from_millis(millis))
 }
 
-fn from_settings(settings: &[(String, String)], partitions: u32, topic: &TopicName) -> TopicConfig {
-    let text = |name: &str| settings.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+fn settings(
+    client: &Client<Context>,
+    topic: &TopicName,
+    wait: Duration,
+) -> Result<Vec<ffi::Setting>, LogError> {
+    let mut answers = ffi::topic_settings(client.native_ptr(), &[topic.as_str()], wait)
+        .map_err(|code| error::from_code(code, "cannot read the configuration of topics"))?;
+    Ok(answers.pop().and_then(Result::ok).unwrap_or_default())
+}
+
+/// What a topic was given itself, to be given to one like it. Replicas that are throttled are its own.
+pub(super) fn own_settings(
+    client: &Client<Context>,
+    topic: &TopicName,
+    wait: Duration,
+) -> Result<Vec<(String, String)>, LogError> {
+    let is_for_others =
+        |setting: &ffi::Setting| setting.is_own && !setting.name.ends_with("throttled.replicas");
+    let own = settings(client, topic, wait)?.into_iter().filter(is_for_others);
+    Ok(own.map(|setting| (setting.name, setting.value)).collect())
+}
+
+fn from_settings(settings: &[ffi::Setting], partitions: u32, topic: &TopicName) -> TopicConfig {
+    let text = |name: &str| {
+        settings.iter().find(|setting| setting.name == name).map(|setting| setting.value.as_str())
+    };
     // Negative means no limit.
     let number = |name: &str| text(name).and_then(|text| text.parse::<u64>().ok());
     let policy = text("cleanup.policy").unwrap_or("delete");

@@ -12,10 +12,13 @@ use coproc::control::topics::OwnTopic;
 use coproc::control::writer::DesiredWriter;
 use coproc::core::deployment::{Naming, Sink};
 use coproc::core::disposition::Disposition;
-use coproc::core::names::{Installation, TopicName};
-use coproc::core::status::State;
+use coproc::core::names::{Installation, NodeId, TopicName};
+use coproc::core::record::Record;
+use coproc::core::status::{State, StatusKey};
 use coproc::kafka::{Credentials, KafkaConfig, KafkaLog, Mechanism, Tls};
-use coproc::ports::{Ability, FencedWriter, Fold, FoldEvent, Keyed, Log, ReadFrom, Reader, TopicConfig};
+use coproc::ports::{
+    Ability, FencedWriter, Fetched, Fold, FoldEvent, Keyed, Log, Produce, ReadFrom, Reader, TopicConfig,
+};
 
 use super::cluster::{Cluster, await_end, fill, fresh, topic};
 use super::lane::{Lane, spec};
@@ -311,9 +314,7 @@ fn the_documented_permissions_are_enough_and_needed() {
     for own in OwnTopic::ALL {
         own.ensure(&*admin).unwrap();
     }
-    for name in ["orders", "orders-out"] {
-        admin.topics().create(&name.parse().unwrap(), &TopicConfig::default()).unwrap();
-    }
+    admin.topics().create(&"orders".parse().unwrap(), &TopicConfig::default()).unwrap();
     fill(&*admin, &"orders".parse().unwrap(), 1, 100);
     let node: Arc<dyn Log> = KafkaLog::connect(user(&cluster, "node")).unwrap();
     let deployer: Arc<dyn Log> = KafkaLog::connect(user(&cluster, "deployer")).unwrap();
@@ -335,6 +336,8 @@ fn the_documented_permissions_are_enough_and_needed() {
     // It prints what it reads.
     let module = guest("(call $say (i32.const 4098) (i32.const 1))");
     let digest = wait_for("the permissions to take effect", || modules::upload(&*rig.log, &module).ok());
+    // As a node does whose pool says so.
+    node.topics().create(&"orders-out".parse().unwrap(), &TopicConfig::default()).unwrap();
     for name in ["orders", "orders-out"] {
         assert!(
             rig.log.topics().describe(&name.parse().unwrap()).unwrap().is_some(),
@@ -388,6 +391,7 @@ fn the_documented_permissions_are_enough_and_needed() {
     });
     OwnTopic::Logs.ensure(&*rig.log).unwrap();
     wait_for("what the guest printed", || (!rig.read("coprocessor_logs").is_empty()).then_some(()));
+    as_the_operator_forgets_a_node(&rig);
     // Once an hour nodes remove modules that no deployment names: here two days later.
     modules::upload(&*rig.log, &identity()).unwrap();
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64;
@@ -407,6 +411,16 @@ fn the_documented_permissions_are_enough_and_needed() {
     let started = rig.log.offsets().committed(&identity_of("late").consumer_group()).unwrap();
     assert!(started.is_empty(), "{started:?}");
     assert!(running.stop());
+}
+
+/// A tombstone in the status topic.
+fn as_the_operator_forgets_a_node(rig: &Rig) {
+    let (topic, key) = (OwnTopic::Status.name(), StatusKey::Node(NodeId(999)).to_string());
+    let record = Record::new(Some(key.as_bytes()), None);
+    rig.log.produce(&[Produce { topic: topic.clone(), partition: Some(0), record }]).unwrap();
+    let is_gone =
+        |it: &Fetched| it.record.key.as_deref() == Some(key.as_bytes()) && it.record.value.is_none();
+    assert!(rig.read(topic.as_str()).iter().any(is_gone));
 }
 
 /// The broker says by which permission it allowed a request. One that is never named could be left out.

@@ -12,8 +12,16 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use super::Client;
 use super::question::{self, Answer};
 
-/// Names and values of a topic's settings, or why there are none.
-pub(in crate::kafka) type Settings = Result<Vec<(String, String)>, Code>;
+/// A setting of a topic.
+pub(in crate::kafka) struct Setting {
+    pub(in crate::kafka) name: String,
+    pub(in crate::kafka) value: String,
+    /// Whether the topic itself was given it; else it is the cluster's.
+    pub(in crate::kafka) is_own: bool,
+}
+
+/// A topic's settings, or why there are none.
+pub(in crate::kafka) type Settings = Result<Vec<Setting>, Code>;
 
 /// The settings of these topics, in their order.
 pub(in crate::kafka) fn topic_settings(
@@ -77,7 +85,12 @@ unsafe fn settings(resource: *const rd::rd_kafka_ConfigResource_t) -> Settings {
             let entry = *entries.add(index);
             let value = rd::rd_kafka_ConfigEntry_value(entry);
             let text = |text| CStr::from_ptr(text).to_string_lossy().into_owned();
-            (!value.is_null()).then(|| (text(rd::rd_kafka_ConfigEntry_name(entry)), text(value)))
+            let own = rd::rd_kafka_ConfigSource_t::RD_KAFKA_CONFIG_SOURCE_DYNAMIC_TOPIC_CONFIG;
+            (!value.is_null()).then(|| Setting {
+                name: text(rd::rd_kafka_ConfigEntry_name(entry)),
+                value: text(value),
+                is_own: rd::rd_kafka_ConfigEntry_source(entry) == own,
+            })
         };
         Ok((0..count).filter_map(setting).collect())
     }

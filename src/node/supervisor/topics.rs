@@ -110,7 +110,7 @@ fn make_materialized(
                 follow(log, &topic, input, found.config.partitions, config.partitions)?;
                 continue;
             }
-            match log.topics().create(&topic, &config) {
+            match log.topics().create_like(&topic, &config, input) {
                 Ok(()) => tracing::info!(%topic, source = %input, "a materialized topic was made"),
                 // By another node, like its source.
                 Err(LogError::TopicExists(_)) => {}
