@@ -107,7 +107,8 @@ fn of_writer(error: &writer::Error) -> Exit {
         | writer::Error::NotOurs { .. }
         | writer::Error::Cycle(_)
         | writer::Error::OtherPool { .. }
-        | writer::Error::GroupIsImmutable(_) => Exit::Refused,
+        | writer::Error::GroupIsImmutable(_)
+        | writer::Error::TooLarge { .. } => Exit::Refused,
     }
 }
 
