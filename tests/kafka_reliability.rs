@@ -24,15 +24,14 @@ mod slow;
 mod support;
 
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use coproc::kafka::Assignor;
 
 use self::cluster::{Cluster, plain};
 use self::process::{Fault, Process, Role};
-use self::scene::{Dice, PARTITIONS, Scene, number_from, records, result, seeds, send, takeover};
-use self::support::{PATIENCE, Rig, numbers};
+use self::scene::{Dice, PARTITIONS, Scene, failover, number_from, records, result, seeds, takeover};
+use self::support::PATIENCE;
 
 /// Every step between the decision to commit and the answer.
 const STEPS: [&str; 7] = [
@@ -45,29 +44,64 @@ const STEPS: [&str; 7] = [
     "lane::after_commit",
 ];
 
+/// Which of the producers that a node makes is its lane's: the first is for a look at what the cluster can do, the second for
+/// the node's status.
+const INIT_OF_LANE: u32 = 3;
+
 #[test]
 #[ignore = "a process that other tests start and kill"]
 fn node_process() {
     process::be_a_node();
 }
 
+/// The nth pass of a step that a few thousand records come to.
+fn some_pass(step: &str, dice: &mut Dice) -> u32 {
+    1 + dice.below(if step == "kafka-emit" { 400 } else { 6 }) as u32
+}
+
+/// The lives that end one after the other, each of its faults, before one goes on.
+fn lives(dice: &mut Dice) -> Vec<Vec<Vec<Fault>>> {
+    let mut all: Vec<_> =
+        STEPS.iter().map(|step| vec![vec![Fault::KillAt(step, some_pass(step, dice))]]).collect();
+    let micros = |dice: &mut Dice, below| Duration::from_micros(1 + dice.below(below));
+    // Within the request to commit, which takes some milliseconds.
+    let (nth, later) = (some_pass("kafka-after-offsets", dice), micros(dice, 5_000));
+    all.push(vec![vec![Fault::KillAfter("kafka-after-offsets", nth, later)]]);
+    // Before, within and after an abort: most commits fail, for there to be enough of them.
+    let failing = Fault::Fails("kafka-abort", 75);
+    let mut nth = || 1 + dice.below(3) as u32;
+    let aborts = [
+        Fault::KillAt("kafka-before-abort", nth()),
+        Fault::KillAt("kafka-after-abort", nth()),
+        Fault::KillAfter("kafka-before-abort", nth(), Duration::from_millis(1)),
+    ];
+    all.extend(aborts.map(|kill| vec![vec![failing, kill]]));
+    // While a producer is made that has to fence its forerunner first, which left everything but the word to commit.
+    let open = || vec![Fault::KillAt("kafka-after-offsets", 2)];
+    for kill in [
+        Fault::KillAt("kafka-before-init", INIT_OF_LANE),
+        Fault::KillAfter("kafka-before-init", INIT_OF_LANE, micros(dice, 100_000)),
+        Fault::KillAt("kafka-after-init", INIT_OF_LANE),
+    ] {
+        all.push(vec![open(), vec![kill]]);
+    }
+    all
+}
+
 #[test]
 fn killed_at_every_step_of_a_transaction() {
     for seed in seeds() {
-        let mut dice = Dice(seed);
         let mut scene = Scene::new(plain(), "kill", 1);
         // A static member takes over from itself at once.
         let role = Role { is_static: true, ..scene.role(1) };
         let bound = Duration::from_secs(20);
         let mut longest = Duration::ZERO;
-        for step in STEPS {
+        let all = lives(&mut Dice(seed));
+        let steps = all.len();
+        for lives in all {
             scene.feed(records() / STEPS.len());
-            let nth = 1 + dice.below(if step == "kafka-emit" { 400 } else { 6 }) as u32;
-            let mut process = Process::start(&role, Some(Fault::KillAt(step, nth)));
-            let deadline = Instant::now() + PATIENCE;
-            while !process.is_over() {
-                assert!(Instant::now() < deadline, "{step} was not passed {nth} times");
-                std::thread::sleep(Duration::from_millis(5));
+            for faults in lives {
+                Process::start(&role, faults.iter().copied()).await_death(&faults);
             }
             let before = scene.committed();
             let process = Process::start(&role, None);
@@ -76,7 +110,7 @@ fn killed_at_every_step_of_a_transaction() {
             process.kill();
         }
         scene.judge();
-        result("kill -9 at each of 7 steps, static member", seed, &scene, longest, bound);
+        result(&format!("kill -9 at each of {steps} steps, static member"), seed, &scene, longest, bound);
     }
 }
 
@@ -91,13 +125,8 @@ fn killed_under_at_least_once() {
         let steps = ["lane::before_commit", "kafka-emit", "kafka-after-flush", "lane::after_commit"];
         for step in steps {
             scene.feed(records() / steps.len());
-            let nth = 1 + dice.below(if step == "kafka-emit" { 400 } else { 6 }) as u32;
-            let mut process = Process::start(&role, Some(Fault::KillAt(step, nth)));
-            let deadline = Instant::now() + PATIENCE;
-            while !process.is_over() {
-                assert!(Instant::now() < deadline, "{step} was not passed {nth} times");
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            let fault = Fault::KillAt(step, some_pass(step, &mut dice));
+            Process::start(&role, Some(fault)).await_death(&fault);
             let before = scene.committed();
             let process = Process::start(&role, None);
             longest = longest.max(scene.progress(before, bound));
@@ -116,12 +145,7 @@ fn a_slot_that_never_returns() {
         let mut scene = Scene::new(plain(), "gone", 1);
         scene.feed(records());
         let fault = Fault::KillAt("kafka-after-offsets", 1 + dice.below(8) as u32);
-        let mut first = Process::start(&scene.role(1), Some(fault));
-        let deadline = Instant::now() + PATIENCE;
-        while !first.is_over() {
-            assert!(Instant::now() < deadline, "{fault:?} was not reached");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        Process::start(&scene.role(1), Some(fault)).await_death(&fault);
         let before = scene.committed();
         let _other = Process::start(&scene.role(2), None);
         let took = scene.progress(before, takeover());
@@ -137,8 +161,9 @@ fn stopped_for_longer_than_the_session() {
         let mut dice = Dice(seed);
         let mut scene = Scene::new(plain(), "zombie", 1);
         scene.feed(records());
-        // Everything is sent, the offsets too: all that is missing is the word to commit.
-        let step = ["kafka-after-offsets", "kafka-after-flush", "kafka-emit"][dice.below(3) as usize];
+        // First the one that decides: everything is sent, the offsets too, and all that is missing is the word to commit.
+        // Three seeds have all of them.
+        let step = ["kafka-after-offsets", "kafka-after-flush", "kafka-emit"][(seed as usize - 1) % 3];
         let zombie = Process::start(&scene.role(1), Some(Fault::StopAt(step, 1 + dice.below(8) as u32)));
         let deadline = Instant::now() + PATIENCE;
         while !zombie.is_stopped() {
@@ -158,21 +183,37 @@ fn stopped_for_longer_than_the_session() {
     }
 }
 
+/// The later one fences the earlier one, which says so and waits; in the long form until it fences the later one in turn.
 #[test]
 fn two_processes_with_the_same_slot() {
+    // The longest wait of a deployment whose lanes ended, before it is tried again.
+    const RETRY_MAX: Duration = Duration::from_secs(30);
+    const FENCED: &str = "reason=\"SlotConflict\"";
     for seed in seeds() {
         let mut scene = Scene::new(plain(), "twins", 1);
-        scene.feed(records() / 2);
-        let _first = Process::start(&scene.role(1), None);
-        scene.progress(0, PATIENCE);
-        let _second = Process::start(&scene.role(1), None);
-        std::thread::sleep(Duration::from_millis(300));
-        let before = scene.committed();
-        scene.feed(records() / 2);
-        let took = scene.progress(before, takeover());
-        scene.finish(takeover() + Duration::from_secs(30));
+        let (first, mut second) = (scene.role(1), scene.role(1));
+        second.log.set_extension("second.log");
+        let bound = takeover();
+        let (longest, mut first, mut second) = scene.while_fed(20, Duration::from_millis(50), |scene, _| {
+            let mut first = Process::start(&first, None);
+            scene.progress(0, PATIENCE);
+            let mut second = Process::start(&second, None);
+            let began = Instant::now();
+            first.await_line(FENCED, bound);
+            // What is committed from now on is the second's: the first one waits.
+            scene.progress(scene.committed(), bound.saturating_sub(began.elapsed()));
+            let mut longest = began.elapsed();
+            if records() >= 50_000 {
+                second.await_line(FENCED, RETRY_MAX + bound);
+                longest = longest.max(scene.progress(scene.committed(), bound));
+            }
+            (longest, first, second)
+        });
+        scene.feed(records().saturating_sub(scene.fed * PARTITIONS as usize));
+        scene.finish(bound + RETRY_MAX);
+        assert!(!first.is_over() && !second.is_over(), "both live to the end");
         scene.judge();
-        result("two processes, one slot", seed, &scene, took, takeover());
+        result("two processes, one slot: the later one takes over", seed, &scene, longest, bound);
     }
 }
 
@@ -188,34 +229,40 @@ fn env_kafka(args: &[&str]) {
 }
 
 /// In the short form each broker goes once, the first in order and the others as by a power cut; in the long form
-/// each goes both ways.
+/// each goes both ways. Records come all the time.
 #[test]
 fn brokers_that_restart_one_by_one() {
+    // Longer than `broker.session.timeout.ms`: the others have to take over, and not only to wait.
+    const AWAY: Duration = Duration::from_secs(12);
     let dir = three().dir.to_str().unwrap().to_owned();
     for seed in seeds() {
         let mut scene = Scene::new(three(), "brokers", 2);
         let _node = Process::start(&scene.role(1), None);
         let is_long = records() >= 50_000;
-        let bound = Duration::from_secs(45);
-        let mut longest = Duration::ZERO;
-        for broker in ["1", "2", "3"] {
-            for is_hard in [false, true] {
-                if !is_long && is_hard == (broker == "1") {
-                    continue;
+        let bound = failover();
+        let longest = scene.while_fed(20, Duration::from_millis(50), |scene, feed| {
+            let mut longest = Duration::ZERO;
+            scene.progress(0, PATIENCE);
+            for broker in ["1", "2", "3"] {
+                for is_hard in [false, true] {
+                    if !is_long && is_hard == (broker == "1") {
+                        continue;
+                    }
+                    let stood = scene.standstill(feed, bound, || {
+                        if is_hard {
+                            env_kafka(&["kill", &dir, broker]);
+                            std::thread::sleep(AWAY);
+                        }
+                        env_kafka(&["restart", &dir, broker]);
+                    });
+                    let how = if is_hard { "killed" } else { "restarted in order" };
+                    println!("broker {broker}, {how}: a partition stood for {stood:?}");
+                    longest = longest.max(stood);
                 }
-                scene.feed(records() / 6);
-                scene.progress(0, PATIENCE);
-                if is_hard {
-                    env_kafka(&["kill", &dir, broker]);
-                }
-                scene.feed(records() / 6);
-                let before = scene.committed();
-                env_kafka(&["restart", &dir, broker]);
-                scene.feed(records() / 6);
-                longest = longest.max(scene.progress(before, bound));
-                scene.finish(bound);
             }
-        }
+            longest
+        });
+        scene.finish(bound);
         scene.judge();
         result("rolling and hard restarts of each of 3 brokers", seed, &scene, longest, bound);
     }
@@ -229,7 +276,7 @@ fn storm(case: &str, assignor: Assignor) {
         let mut scene = Scene::new(plain(), "storm", 1);
         let mut slots: Vec<Option<Process>> = (0..4).map(|_| None).collect();
         let began = Instant::now();
-        let (mut kills, mut ends) = (0, 0);
+        let (mut kills, mut ends, mut longest_end) = (0, 0, Duration::ZERO);
         while began.elapsed() < lasts {
             // Records come as long as the storm lasts.
             let due = records() * began.elapsed().as_millis() as usize / lasts.as_millis() as usize;
@@ -244,7 +291,7 @@ fn storm(case: &str, assignor: Assignor) {
                 }
                 Some(process) => {
                     ends += 1;
-                    process.stop();
+                    longest_end = longest_end.max(process.stop());
                     None
                 }
             };
@@ -257,7 +304,9 @@ fn storm(case: &str, assignor: Assignor) {
         let took = scene.progress(before, takeover());
         scene.finish(takeover());
         scene.judge();
-        println!("{case}: {kills} kills and {ends} clean ends, {before} records done meanwhile");
+        println!(
+            "{case}: {kills} kills and {ends} clean ends within {longest_end:?}, {before} records done meanwhile"
+        );
         result(&format!("{case}, {lasts:?}"), seed, &scene, took, takeover());
     }
 }
@@ -293,38 +342,23 @@ fn a_deployment_moves_between_nodes_under_load() {
     for seed in seeds() {
         let mut dice = Dice(seed);
         let mut scene = Scene::new(plain(), "move", 1);
-        let is_over = AtomicBool::new(false);
-        let longest = std::thread::scope(|scope| {
-            let (rig, from) = (Rig::on(scene.cluster.log(), "feeder", 0), scene.from.clone());
-            let is_over = &is_over;
-            let feeder = scope.spawn(move || {
-                let mut fed = 0;
-                while !is_over.load(Ordering::Relaxed) || fed < records() / PARTITIONS as usize {
-                    for partition in 0..PARTITIONS {
-                        send(&rig, &from, partition, &numbers("x", fed..fed + 50));
-                    }
-                    fed += 50;
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-                fed
-            });
-            let mut longest = Duration::ZERO;
+        let (longest, longest_end, _node) = scene.while_fed(50, Duration::from_millis(20), |scene, _| {
+            let (mut longest, mut longest_end) = (Duration::ZERO, Duration::ZERO);
             let mut node = Process::start(&scene.role(1), None);
             for round in 0..4u32 {
-                let before = scene.progress(scene.committed(), PATIENCE);
-                longest = longest.max(before);
+                longest = longest.max(scene.progress(scene.committed(), PATIENCE));
                 let next = Process::start(&scene.role(2 + round % 2), None);
                 std::thread::sleep(Duration::from_millis(500 + dice.below(1_000)));
-                node.stop();
+                longest_end = longest_end.max(node.stop());
                 node = next;
             }
             longest = longest.max(scene.progress(scene.committed(), PATIENCE));
-            is_over.store(true, Ordering::Relaxed);
-            scene.fed = feeder.join().unwrap();
-            scene.finish(PATIENCE);
-            longest
+            (longest, longest_end, node)
         });
+        scene.feed(records().saturating_sub(scene.fed * PARTITIONS as usize));
+        scene.finish(PATIENCE);
         scene.judge();
+        println!("clean moves: each node ended within {longest_end:?} under load");
         result("clean moves between nodes under load", seed, &scene, longest, Duration::from_secs(20));
     }
 }

@@ -22,12 +22,16 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Makes a producer the only one of its id. Aborts what its forerunner left open.
 pub(super) fn init(producer: &BaseProducer<Context>, within: Duration) -> Result<(), LogError> {
     let deadline = Instant::now() + within;
+    fail::fail_point!("kafka-before-init");
     loop {
         // Short rounds, so that tokens and errors on the client's queue are served in between.
         let result = producer.init_transactions(Duration::from_millis(500));
         serve(producer);
         let KafkaError::Transaction(inner) = (match result {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                fail::fail_point!("kafka-after-init");
+                return Ok(());
+            }
             Err(error) => error,
         }) else {
             return Err(LogError::Unavailable("transactions cannot be started".to_owned()));
@@ -52,6 +56,7 @@ pub(super) fn abort(producer: &BaseProducer<Context>, within: Duration) -> Resul
     /// How long reports wait.
     const ROUND: Duration = Duration::from_millis(10);
     let deadline = Instant::now() + within;
+    fail::fail_point!("kafka-before-abort");
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let is_reported = producer.in_flight_count() == 0;
@@ -61,7 +66,10 @@ pub(super) fn abort(producer: &BaseProducer<Context>, within: Duration) -> Resul
             // Not whatever may be tried again: of an unfinished commit the client says so at once, and without end.
             Err(KafkaError::Transaction(e))
                 if e.is_retriable() && e.code() == Code::OperationTimedOut && Instant::now() < deadline => {}
-            done => return done,
+            done => {
+                fail::fail_point!("kafka-after-abort");
+                return done;
+            }
         }
     }
 }

@@ -43,19 +43,41 @@ impl Role {
 pub enum Fault {
     /// `kill -9` at the nth pass of the step.
     KillAt(&'static str, u32),
+    /// The same so long afterwards, wherever it is by then: for what happens within a call of librdkafka.
+    KillAfter(&'static str, u32, Duration),
     /// `kill -STOP` there.
     StopAt(&'static str, u32),
     /// The step fails so often, in percent.
     Fails(&'static str, u32),
 }
 
+impl Fault {
+    /// As `arm` reads it; nothing for what `FAILPOINTS` can say.
+    fn written(self) -> Option<String> {
+        match self {
+            Self::KillAt(step, nth) => Some(format!("kill:{nth}:0:{step}")),
+            Self::KillAfter(step, nth, later) => Some(format!("kill:{nth}:{}:{step}", later.as_micros())),
+            Self::StopAt(step, nth) => Some(format!("stop:{nth}:0:{step}")),
+            Self::Fails(..) => None,
+        }
+    }
+}
+
+/// Within which lanes have to end: what `support` gives every node.
+const DRAIN: Duration = Duration::from_secs(8);
+/// What a node gets beyond that: two seconds are `Node::stop`'s own, for the last status; the rest is for clients that are
+/// closed, and for a node that is asked to stop while it still starts.
+const BEYOND_DRAIN: Duration = Duration::from_secs(5);
+
 pub struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
+    log: PathBuf,
 }
 
 impl Process {
-    pub fn start(role: &Role, fault: Option<Fault>) -> Self {
+    /// With no fault, one, or several.
+    pub fn start(role: &Role, faults: impl IntoIterator<Item = Fault>) -> Self {
         let log = std::fs::File::options().create(true).append(true).open(&role.log).unwrap();
         let assignor = if role.assignor == Assignor::Eager { "eager" } else { "cooperative" };
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -68,18 +90,23 @@ impl Process {
             .env("NODE_ASSIGNOR", assignor)
             .env("NODE_HURRIED", role.is_hurried.to_string())
             .env_remove("FAILPOINTS")
-            .env_remove("NODE_FAULT");
-        match fault {
-            Some(Fault::KillAt(step, nth)) => drop(command.env("NODE_FAULT", format!("kill:{step}:{nth}"))),
-            Some(Fault::StopAt(step, nth)) => drop(command.env("NODE_FAULT", format!("stop:{step}:{nth}"))),
-            Some(Fault::Fails(step, percent)) => {
-                command.env("FAILPOINTS", format!("{step}={percent}%return"));
-            }
-            None => {}
+            .env_remove("NODE_FAULTS");
+        let faults: Vec<Fault> = faults.into_iter().collect();
+        let written: Vec<String> = faults.iter().filter_map(|fault| fault.written()).collect();
+        if !written.is_empty() {
+            command.env("NODE_FAULTS", written.join(","));
+        }
+        let failing = faults.iter().filter_map(|fault| match fault {
+            Fault::Fails(step, percent) => Some(format!("{step}={percent}%return")),
+            _ => None,
+        });
+        let failing: Vec<String> = failing.collect();
+        if !failing.is_empty() {
+            command.env("FAILPOINTS", failing.join(";"));
         }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let stdin = child.stdin.take();
-        Self { child, stdin }
+        Self { child, stdin, log: role.log.clone() }
     }
 
     fn signal(&self, signal: Signal) {
@@ -95,18 +122,44 @@ impl Process {
         self.signal(Signal::CONT);
     }
 
-    /// Asks for a clean end, and waits for it.
-    pub fn stop(mut self) {
+    /// Asks for a clean end, and waits for it: lanes commit what is done and leave within the drain deadline, or the node
+    /// says that they did not. How long that took.
+    pub fn stop(mut self) -> Duration {
         self.stdin = None;
-        let deadline = Instant::now() + PATIENCE;
-        while self.child.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "the node does not stop");
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                assert!(status.success(), "no clean end: {status}, see {}", self.log.display());
+                return began.elapsed();
+            }
+            let within = DRAIN + BEYOND_DRAIN;
+            assert!(began.elapsed() < within, "no end within {within:?}, see {}", self.log.display());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
     pub fn is_over(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits until it died of its fault.
+    pub fn await_death(mut self, of: &impl std::fmt::Debug) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.is_over() {
+            assert!(Instant::now() < deadline, "{of:?} did not happen, see {}", self.log.display());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until its log has this.
+    pub fn await_line(&mut self, with: &str, within: Duration) -> Duration {
+        let began = Instant::now();
+        while !std::fs::read_to_string(&self.log).unwrap().contains(with) {
+            assert!(!self.is_over(), "it ended, see {}", self.log.display());
+            assert!(began.elapsed() < within, "no {with} within {within:?}, see {}", self.log.display());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        began.elapsed()
     }
 
     /// Whether it stands still.
@@ -124,28 +177,38 @@ impl Drop for Process {
 }
 
 fn arm(fault: &str) {
-    let mut parts = fault.split(':');
-    let (Some(how), Some(step), Some(nth)) = (parts.next(), parts.next(), parts.next_back()) else {
+    // The step comes last: steps of the lane have colons in their names.
+    let mut parts = fault.splitn(4, ':');
+    let (Some(how), Some(nth), Some(later), Some(step)) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         panic!("not a fault: {fault}")
     };
-    // Steps of the lane have a colon in their names.
-    let step = fault
-        .strip_prefix(how)
-        .and_then(|rest| rest.strip_suffix(nth))
-        .map_or(step, |rest| rest.trim_matches(':'));
     let signal = if how == "kill" { Signal::KILL } else { Signal::STOP };
     let (nth, passed) = (nth.parse::<u32>().unwrap(), AtomicU32::new(0));
+    let later = Duration::from_micros(later.parse().unwrap());
+    let send = move || {
+        let _ = kill_process(getpid(), signal);
+    };
     fail::cfg_callback(step, move || {
-        if passed.fetch_add(1, Ordering::Relaxed) + 1 == nth {
-            let _ = kill_process(getpid(), signal);
+        if passed.fetch_add(1, Ordering::Relaxed) + 1 != nth {
+            return;
+        }
+        if later.is_zero() {
+            send();
             // The signal reaches some thread of the process; this one goes no further before it does.
             std::thread::sleep(Duration::from_millis(200));
+        } else {
+            std::thread::spawn(move || {
+                std::thread::sleep(later);
+                send();
+            });
         }
     })
     .unwrap();
 }
 
-/// The node itself: runs until its standard input ends.
+/// The node itself: runs until its standard input ends; fails if its lanes do not end in time then.
 pub fn be_a_node() {
     let Ok(brokers) = std::env::var("NODE_BROKERS") else { return };
     let var = |name: &str| std::env::var(name).unwrap();
@@ -156,13 +219,13 @@ pub fn be_a_node() {
     config.static_membership = var("NODE_STATIC") == "true";
     config.assignor = if var("NODE_ASSIGNOR") == "eager" { Assignor::Eager } else { Assignor::Cooperative };
     let _scenario = fail::FailScenario::setup();
-    if let Ok(fault) = std::env::var("NODE_FAULT") {
-        arm(&fault);
+    if let Ok(faults) = std::env::var("NODE_FAULTS") {
+        faults.split(',').for_each(arm);
     }
     let log: Arc<dyn Log> = connect(&config);
     let node = start_node_of(&log, var("NODE_POOL").parse().unwrap(), var("NODE_ID").parse().unwrap());
     let _ = std::io::read_to_string(std::io::stdin());
-    node.stop();
+    assert!(node.stop(), "some lanes did not end in time");
 }
 
 /// Brokers may be down just now.

@@ -1,7 +1,7 @@
 //! A case of `kafka_reliability.rs`: a deployment with its topics, records that come, the verdict, the table's line.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use coproc::core::ledger::TopicPartition;
@@ -52,15 +52,48 @@ pub fn patiently<T>(ask: impl FnMut() -> Option<T>) -> T {
     support::wait_for("the brokers", ask)
 }
 
-/// Sends again what the brokers did not take: it may be in the topic twice then, and what is in there is what counts.
-pub fn send(rig: &Rig, to: &TopicName, partition: u32, values: &[String]) {
+/// What the brokers, Kafka's clients and a lane may take one after the other when a broker goes, before the partitions that it
+/// led move on.
+pub fn failover() -> Duration {
+    let seconds = Duration::from_secs;
+    // Kafka's defaults: `broker.session.timeout.ms`, after which a broker counts as dead.
+    let broker_session = seconds(9);
+    // `controller.quorum.fetch.timeout.ms` and `controller.quorum.election.timeout.ms`: it may have been the controller.
+    let new_controller = seconds(2) + seconds(1);
+    // Clients look where leaders are each second here, and come back to a broker after 2 s at the latest.
+    let clients = seconds(1) + seconds(2);
+    // A request to a broker that hangs is given up; then the lane's transaction and its place in the group may be gone.
+    broker_session + new_controller + clients + short().socket + takeover()
+}
+
+/// Sends again what the brokers did not take: it may be in the topic twice then, and what is in there is what counts. Where
+/// the partition ends then, at least.
+pub fn send(rig: &Rig, to: &TopicName, partition: u32, values: &[String]) -> i64 {
     let record = |value: &String| Produce {
         topic: to.clone(),
         partition: Some(partition),
         record: Record::new(None, Some(value.as_bytes())),
     };
     let records: Vec<Produce> = values.iter().map(record).collect();
-    patiently(|| rig.log.produce(&records).ok());
+    let produced = patiently(|| rig.log.produce(&records).ok());
+    produced.last().map_or(0, |last| last.offset + 1)
+}
+
+/// Feeders that send all the time.
+#[derive(Default)]
+pub struct Feed {
+    /// Where the partitions end, as far as they know.
+    ends: [AtomicI64; PARTITIONS as usize],
+    is_over: AtomicBool,
+}
+
+/// Ends the feeders, also when what they feed for has failed.
+struct Fed<'a>(&'a Feed);
+
+impl Drop for Fed<'_> {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, Ordering::Relaxed);
+    }
 }
 
 /// How a deployment of a case is run.
@@ -170,6 +203,84 @@ impl Scene {
             }
         }
         self.fed += each;
+    }
+
+    /// While `act` runs, so many records go to each of the first three partitions, a pause, so many again. Each partition has a
+    /// feeder of its own: one without a leader holds back no other.
+    pub fn while_fed<T>(&mut self, each: usize, pause: Duration, act: impl FnOnce(&Self, &Feed) -> T) -> T {
+        let (feed, before) = (Feed::default(), self.fed);
+        let (done, fed) = std::thread::scope(|scope| {
+            let feeders: Vec<_> = (0..PARTITIONS)
+                .map(|partition| {
+                    let rig = Rig::on(self.cluster.log(), "feeder", 0);
+                    let (to, feed) = (&self.from, &feed);
+                    scope.spawn(move || {
+                        let mut fed = before;
+                        while !feed.is_over.load(Ordering::Relaxed) {
+                            let end = send(&rig, to, partition, &numbers("x", fed..fed + each));
+                            feed.ends[partition as usize].store(end, Ordering::Relaxed);
+                            fed += each;
+                            std::thread::sleep(pause);
+                        }
+                        fed
+                    })
+                })
+                .collect();
+            let over = Fed(&feed);
+            let done = act(self, &feed);
+            drop(over);
+            let fed: Vec<usize> = feeders.into_iter().map(|feeder| feeder.join().unwrap()).collect();
+            (done, fed)
+        });
+        self.fed = fed.iter().copied().max().unwrap_or(before);
+        for (partition, fed) in fed.into_iter().enumerate().filter(|(_, fed)| *fed < self.fed) {
+            send(&self.rig, &self.from, partition as u32, &numbers("x", fed..self.fed));
+        }
+        done
+    }
+
+    /// The longest that a partition with records left stands still, from now until `fault` has done its work and all of them
+    /// have moved after that. Whoever is to say what is committed may be away himself: that counts.
+    pub fn standstill(&self, feed: &Feed, within: Duration, fault: impl FnOnce() + Send) -> Duration {
+        let of = |offsets: &BTreeMap<TopicPartition, i64>, partition: usize| {
+            offsets.get(&TopicPartition::new(&self.from, partition as u32)).copied().unwrap_or(0)
+        };
+        let first = self.offsets();
+        std::thread::scope(|scope| {
+            let began = Instant::now();
+            let mut at: Vec<_> =
+                (0..PARTITIONS as usize).map(|partition| (of(&first, partition), began, false)).collect();
+            let fault = scope.spawn(fault);
+            let mut longest = Duration::ZERO;
+            let mut was_over = false;
+            while !at.iter().all(|(_, _, has_moved)| *has_moved) {
+                // Both before the question, whose answer is newer then.
+                let is_over = fault.is_finished();
+                let ends: Vec<i64> = feed.ends.iter().map(|end| end.load(Ordering::Relaxed)).collect();
+                let offsets = self.offsets();
+                for (partition, (before, since, has_moved)) in at.iter_mut().enumerate() {
+                    let now = of(&offsets, partition);
+                    let (moved, is_done) = (now > *before, now >= ends[partition]);
+                    let stood = if is_done && !moved { Duration::ZERO } else { since.elapsed() };
+                    assert!(
+                        stood <= within,
+                        "{}: partition {partition} stood at {before} for {stood:?}",
+                        self.from
+                    );
+                    longest = longest.max(stood);
+                    if moved || is_done {
+                        *since = Instant::now();
+                    }
+                    // The first answer after the end may have progress from before it.
+                    *has_moved |= moved && was_over;
+                    *before = now;
+                }
+                was_over = is_over;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            fault.join().unwrap();
+            longest
+        })
     }
 
     /// Some record.
