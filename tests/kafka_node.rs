@@ -22,10 +22,11 @@ use coproc::control::{modules, observed};
 use coproc::core::deployment::{Naming, Sink, Source, StartOffset};
 use coproc::core::ledger::TopicPartition;
 use coproc::core::names::TopicName;
+use coproc::core::record::Record;
 use coproc::core::status::{DeploymentStatus, State};
 use coproc::core::units::Span;
 use coproc::kafka::{Assignor, KafkaLog};
-use coproc::ports::{Extent, Log, TopicConfig};
+use coproc::ports::{Extent, Log, Produce, TopicConfig};
 
 use self::cluster::{Cluster, plain};
 use self::support::{
@@ -212,6 +213,27 @@ fn an_output_that_the_topic_does_not_take_is_a_failure_of_its_record() {
     assert_eq!(values(oracle::contents(plain(), &topic("large-out")))[&0], expected);
 }
 
+/// An output topic may have limits on timestamps: a record that is too old for it is that record's failure.
+#[test]
+fn a_record_that_is_too_old_for_its_output_is_left_out() {
+    let rig = rig();
+    rig.create("old-in", 1);
+    rig.create("old-out", 1);
+    let alter = ["--alter", "--entity-type", "topics", "--entity-name", "old-out", "--add-config"];
+    let limit = ["message.timestamp.before.max.ms=3600000"];
+    plain().tool("kafka.admin.ConfigCommand", &[&alter[..], &limit].concat());
+    let skip = r#""policies":{"errorPolicy":{"maxRetries":0,"onExhausted":"Skip"}}"#;
+    rig.deploy("old", &[identity()], "old-in", &["old-out"], skip).unwrap();
+    let record = |value: &str, timestamp| {
+        let record = Record { timestamp, ..Record::new(None, Some(value.as_bytes())) };
+        Produce { topic: topic("old-in"), partition: Some(0), record }
+    };
+    let records = [record("a", None), record("b", Some(1_000_000)), record("c", None)];
+    rig.log.produce(&records).unwrap();
+    assert_eq!(rig.values("old-out", 2), ["a", "c"]);
+    wait_for_lag_0(&rig, "old", 1);
+}
+
 #[test]
 fn a_materialized_topic_follows_its_source_as_it_grows() {
     let rig = rig();
@@ -224,7 +246,7 @@ fn a_materialized_topic_follows_its_source_as_it_grows() {
     rig.log.topics().create(&topic("grown"), &source).unwrap();
     // What coproc has no word for.
     let alter = ["--alter", "--entity-type", "topics", "--entity-name", "grown", "--add-config"];
-    let own = "compression.type=lz4,segment.ms=3600000,min.insync.replicas=1";
+    let own = "compression.type=lz4,segment.ms=3600000,min.insync.replicas=1,message.timestamp.before.max.ms=3600000";
     plain().tool("kafka.admin.ConfigCommand", &[&alter[..], &[own]].concat());
     let mut wanted = deployment(&[rig.upload(&identity())], "grown", &["view"], "");
     if let Sink::Kafka { kafka } = &mut wanted.sinks[0] {
@@ -250,6 +272,10 @@ fn a_materialized_topic_follows_its_source_as_it_grows() {
     ] {
         assert!(described.contains(setting), "{described}");
     }
+    assert!(
+        !described.contains("message.timestamp"),
+        "an old record of the source is a new one there: {described}"
+    );
     // What is set later is the business of who sets it.
     plain().tool("kafka.admin.ConfigCommand", &[&alter[..], &["retention.ms=3600000"]].concat());
     rig.log.topics().grow(&topic("grown"), 3).unwrap();

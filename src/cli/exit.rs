@@ -107,8 +107,7 @@ fn of_writer(error: &writer::Error) -> Exit {
         | writer::Error::NotOurs { .. }
         | writer::Error::Cycle(_)
         | writer::Error::OtherPool { .. }
-        | writer::Error::GroupIsImmutable(_)
-        | writer::Error::TooLarge { .. } => Exit::Refused,
+        | writer::Error::GroupIsImmutable(_) => Exit::Refused,
     }
 }
 

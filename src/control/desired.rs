@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::keys::ControlKey;
 use crate::control::topics::OwnTopic;
-use crate::core::deployment::{Deployment, SCHEMA, SchemaVersion};
+use crate::core::deployment::{Deployment, MAX_DEPLOYMENT_BYTES, SCHEMA, SchemaVersion};
 use crate::core::names::{Identity, Installation, Namespace, PoolName};
 use crate::ports::{FoldEvent, Log, LogError};
 
 /// Largest control record that is looked at, in bytes.
-pub const MAX_CONTROL_BYTES: usize = 900 << 10;
+pub const MAX_CONTROL_BYTES: usize = MAX_DEPLOYMENT_BYTES;
 
 /// What a deployment's key says.
 #[derive(Debug, Clone, PartialEq, Eq)]

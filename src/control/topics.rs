@@ -86,7 +86,7 @@ impl OwnTopic {
     ) -> Result<Option<S>, LogError> {
         let name = self.name();
         let Some(info) = log.topics().describe(&name)? else { return Ok(None) };
-        self.check(&info)?;
+        self.check_state(&info)?;
         let mut state = S::default();
         let mut read = || {
             let mut reader =
@@ -107,8 +107,23 @@ impl OwnTopic {
         }
     }
 
-    /// Whether the topic, as found, can be used.
+    /// Whether the topic, as found, can be used, written to included.
     pub fn check(self, info: &TopicInfo) -> Result<(), LogError> {
+        self.check_state(info)?;
+        if info.config.max_record_bytes < LEAST_RECORD_BYTES {
+            return Err(LogError::BadConfig(format!(
+                "topic {} takes at most {} bytes at once, and up to {LEAST_RECORD_BYTES} are written to it: set \
+                 max.message.bytes={} on it",
+                info.name,
+                info.config.max_record_bytes,
+                self.config().max_record_bytes
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether what is in the topic can be relied upon.
+    fn check_state(self, info: &TopicInfo) -> Result<(), LogError> {
         let wanted = self.config();
         if wanted.cleanup == Cleanup::Compact && info.config.cleanup != Cleanup::Compact {
             return Err(LogError::BadConfig(format!(
@@ -127,13 +142,6 @@ impl OwnTopic {
             return Err(LogError::BadConfig(format!(
                 "topic {} has {} partitions where one is needed: delete it, it is made anew",
                 info.name, info.config.partitions
-            )));
-        }
-        if info.config.max_record_bytes < LEAST_RECORD_BYTES {
-            return Err(LogError::BadConfig(format!(
-                "topic {} takes at most {} bytes at once, and up to {LEAST_RECORD_BYTES} are written to it: set \
-                 max.message.bytes={} on it",
-                info.name, info.config.max_record_bytes, wanted.max_record_bytes
             )));
         }
         Ok(())

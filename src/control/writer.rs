@@ -6,7 +6,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, Instant};
 
-use crate::control::desired::{self, Desired, DesiredState, MAX_CONTROL_BYTES};
+use crate::control::desired::{self, Desired, DesiredState};
 use crate::control::keys::ControlKey;
 use crate::control::topics::OwnTopic;
 use crate::core::deployment::{Deployment, Owner, Problem, find_cycle};
@@ -52,16 +52,6 @@ pub enum Error {
     /// The consumer group of a running deployment cannot be changed.
     #[error("the consumer group of {0} cannot be changed: remove the deployment first")]
     GroupIsImmutable(Identity),
-    /// Nodes would ignore it.
-    #[error(
-        "{identity} takes {bytes} bytes, and nodes look at {MAX_CONTROL_BYTES} at most: shorten its description or environment"
-    )]
-    TooLarge {
-        /// Which.
-        identity: Identity,
-        /// How large it is as it would be written.
-        bytes: usize,
-    },
     /// Others changed something every time.
     #[error("others keep changing deployments at the same time: try again")]
     Busy,
@@ -227,11 +217,6 @@ fn put(pool: &PoolName, identity: &Identity, deployment: Option<&Deployment>) ->
         .map(serde_json::to_vec)
         .transpose()
         .map_err(|error| LogError::BadConfig(format!("the deployment cannot be written: {error}")))?;
-    let bytes = value.as_ref().map_or(0, Vec::len);
-    if bytes > MAX_CONTROL_BYTES {
-        // No node would look at it.
-        return Err(Error::TooLarge { identity: identity.clone(), bytes });
-    }
     Ok(Keyed { key, value })
 }
 

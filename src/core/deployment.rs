@@ -348,6 +348,8 @@ pub struct Deployment {
     pub life: Option<String>,
 }
 
+/// Most bytes of a deployment as JSON: it is one record of the control topic.
+pub const MAX_DEPLOYMENT_BYTES: usize = 900 << 10;
 /// Most variables in a guest's environment.
 pub const MAX_ENV: usize = 128;
 /// Longest name of a variable, in bytes.
@@ -452,7 +454,19 @@ impl Deployment {
         self.check_sinks(&mut problems);
         self.check_steps(&mut problems);
         self.check_policies(&mut problems);
+        self.check_size(&mut problems);
         problems.0
+    }
+
+    fn check_size(&self, problems: &mut Problems) {
+        let bytes = serde_json::to_vec(self).map_or(0, |json| json.len());
+        if bytes > MAX_DEPLOYMENT_BYTES {
+            let message = format!(
+                "it takes {bytes} bytes, and at most {MAX_DEPLOYMENT_BYTES} are allowed: shorten the environment of its \
+                 steps, or its description"
+            );
+            problems.add("InvalidSpec", "steps", message);
+        }
     }
 
     fn check_source(&self, problems: &mut Problems) {

@@ -47,7 +47,7 @@ pub(super) struct Clients {
 #[derive(Default)]
 pub(super) struct Like {
     settings: Vec<(String, String)>,
-    /// As many as the cluster has brokers for, up to three, where it is not said.
+    /// As many as the cluster has brokers for, up to three where it is not said.
     replicas: Option<usize>,
 }
 
@@ -150,10 +150,9 @@ impl Admin {
         like: &Like,
         only_ask: bool,
     ) -> Result<Result<(), Code>, LogError> {
-        let replicas = match like.replicas {
-            Some(replicas) => replicas,
-            None => replicas(self.brokers()?),
-        };
+        let brokers = self.brokers()?;
+        let replicas =
+            like.replicas.map_or_else(|| replicas(brokers), |replicas| replicas.clamp(1, brokers.max(1)));
         let entries = topics::entries(config);
         let mut topic =
             NewTopic::new(name, config.partitions as i32, TopicReplication::Fixed(replicas as i32));

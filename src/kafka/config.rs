@@ -136,6 +136,9 @@ pub struct BadKafkaConfig {
     pub problems: Vec<String>,
 }
 
+/// What librdkafka puts into a batch at most, unless it is told another size.
+pub(super) const BATCH_BYTES: usize = 1_000_000;
+
 /// When a producer's batches leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Batching {

@@ -13,16 +13,13 @@ use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
 use super::auth::Rotation;
-use super::config::{Batching, KafkaConfig};
+use super::config::{BATCH_BYTES, Batching, KafkaConfig};
 use super::context::Context;
 use super::{error, ffi, topics};
 use crate::core::names::TopicName;
 use crate::core::partitioner::murmur2;
 use crate::core::record::Record;
 use crate::ports::{LogError, Produce, Produced};
-
-/// What librdkafka puts into a batch at most, by default.
-const BATCH_BYTES: usize = 1_000_000;
 
 type Delivered = (usize, Result<Produced, Code>);
 
@@ -116,9 +113,13 @@ impl Sender {
     fn widest_batch(&self) -> Result<Option<usize>, LogError> {
         let own = self.config.producer(Batching::Prompt)?;
         let own = own.get("batch.size").and_then(|size| size.parse().ok()).unwrap_or(BATCH_BYTES);
-        let topics: Vec<_> = self.known.iter().map(|(name, count, _)| (name.clone(), *count)).collect();
-        let configs = topics::configs(self.producer.client(), &topics, self.config.timing.socket);
-        let limits = configs.unwrap_or_default().into_iter().flatten().map(|config| config.max_record_bytes);
+        let wait = self.config.timing.socket;
+        let limit = |(name, count, _): &(TopicName, u32, Instant)| {
+            let found =
+                topics::configs(self.producer.client(), &[(name.clone(), *count)], wait).ok()?.pop()?;
+            found.map(|config| config.max_record_bytes.max(1))
+        };
+        let limits = self.known.iter().filter_map(limit);
         Ok(limits.chain(self.batch).min().filter(|limit| *limit < own))
     }
 
@@ -239,7 +240,7 @@ impl Sender {
 
 fn refused(code: Code, topic: &TopicName) -> LogError {
     match code {
-        Code::MessageSizeTooLarge | Code::InvalidRecord => {
+        Code::MessageSizeTooLarge | Code::InvalidRecord | Code::InvalidTimestamp => {
             LogError::RecordRefused { topic: topic.clone(), reason: code.to_string() }
         }
         Code::UnknownTopic | Code::UnknownTopicOrPartition => LogError::UnknownTopic(topic.clone()),

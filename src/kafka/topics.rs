@@ -191,32 +191,36 @@ pub(super) fn delete_retention(
     topic: &TopicName,
     wait: Duration,
 ) -> Result<Duration, LogError> {
-    let settings = settings(client, topic, wait)?;
+    // Who may not know does with Kafka's own.
+    let settings = settings(client, topic, wait)?.unwrap_or_default();
     let found = settings.iter().find(|setting| setting.name == "delete.retention.ms");
     let millis = found.and_then(|setting| setting.value.parse().ok()).unwrap_or(86_400_000);
     Ok(Duration::from_millis(millis))
 }
 
-fn settings(
-    client: &Client<Context>,
-    topic: &TopicName,
-    wait: Duration,
-) -> Result<Vec<ffi::Setting>, LogError> {
+fn settings(client: &Client<Context>, topic: &TopicName, wait: Duration) -> Result<ffi::Settings, LogError> {
     let mut answers = ffi::topic_settings(client.native_ptr(), &[topic.as_str()], wait)
         .map_err(|code| error::from_code(code, "cannot read the configuration of topics"))?;
-    Ok(answers.pop().and_then(Result::ok).unwrap_or_default())
+    Ok(answers.pop().unwrap_or(Err(Code::Fail)))
 }
 
-/// What a topic was given itself, to be given to one like it. Replicas that are throttled are its own.
+/// What a topic was given itself, to be given to one like it.
 pub(super) fn own_settings(
     client: &Client<Context>,
     topic: &TopicName,
     wait: Duration,
 ) -> Result<Vec<(String, String)>, LogError> {
-    let is_for_others =
-        |setting: &ffi::Setting| setting.is_own && !setting.name.ends_with("throttled.replicas");
-    let own = settings(client, topic, wait)?.into_iter().filter(is_for_others);
+    let own = settings(client, topic, wait)?
+        .map_err(|code| error::from_code(code, &format!("cannot read the configuration of {topic}")))?;
+    let own = own.into_iter().filter(|setting| setting.is_own && is_for_others(&setting.name));
     Ok(own.map(|setting| (setting.name, setting.value)).collect())
+}
+
+/// Whether a setting says the same of another topic. Throttled replicas are numbers of brokers; a vendor's settings may
+/// contradict what Kafka is asked for; and what is derived keeps the timestamps of its source, however old they are.
+fn is_for_others(name: &str) -> bool {
+    let not = ["message.timestamp.", "confluent.", "redpanda."];
+    !name.ends_with("throttled.replicas") && !not.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn from_settings(settings: &[ffi::Setting], partitions: u32, topic: &TopicName) -> TopicConfig {

@@ -7,7 +7,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseProducer, Producer};
 
 use super::auth::Rotation;
-use super::config::{Batching, KafkaConfig, was_asked_twice};
+use super::config::{BATCH_BYTES, Batching, KafkaConfig, was_asked_twice};
 use super::context::Context;
 use super::ffi::{self, Topic};
 use super::{error, topics};
@@ -122,6 +122,9 @@ impl Writer {
         self.drop_client();
         self.rotation = Rotation::new(&self.config);
         let mut client = self.config.producer(Batching::Prompt)?;
+        // What its topics take at once, whatever lanes may send.
+        let batch = client.get("batch.size").and_then(|size| size.parse().ok()).unwrap_or(BATCH_BYTES);
+        client.set("batch.size", batch.min(BATCH_BYTES).to_string());
         if self.has_transactions {
             client.set("transactional.id", &self.id);
             client.set("transaction.timeout.ms", TIMEOUT.as_millis().to_string());

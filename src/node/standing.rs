@@ -26,9 +26,9 @@ const SHARE: u32 = 10;
 const AT_LEAST_EVERY: Duration = Duration::from_mins(1);
 /// How long a deployment is left alone whose questions were not answered: each takes its full time.
 const REST: Duration = Duration::from_mins(1);
-/// Rounds in which a group has members before its partitions count as theirs: while all nodes stop, one that has not yet may
-/// still be among them.
-const TAKEN_AFTER: u8 = 5;
+/// How long a group has members before its partitions count as theirs: while all nodes stop, one that has not yet may still be
+/// among them, and a static member stays until its session (20 s) is over.
+const TAKEN_AFTER: Duration = Duration::from_secs(25);
 
 /// A deployment that has no lanes.
 #[derive(Clone)]
@@ -44,8 +44,8 @@ pub struct Standing {
 /// What is remembered of one from round to round.
 #[derive(Default)]
 struct Known {
-    /// Rounds in a row in which its group had members.
-    taken: u8,
+    /// Since when its group has members.
+    taken: Option<Instant>,
     /// When its questions were not answered.
     silent: Option<Instant>,
 }
@@ -124,13 +124,12 @@ fn ask_one(standing: &Standing, known: &mut Known, extents: &mut Extents<'_>) ->
     }
     let offsets = extents.log.offsets();
     if offsets.members(&standing.group)? > 0 {
-        known.taken = known.taken.saturating_add(1);
-        if known.taken >= TAKEN_AFTER {
+        if known.taken.get_or_insert_with(Instant::now).elapsed() >= TAKEN_AFTER {
             standing.lanes.iter().for_each(|lane| lane.behind(|report| report.is_taken = true));
         }
         return Ok(());
     }
-    known.taken = 0;
+    known.taken = None;
     let committed = offsets.committed(&standing.group)?;
     for topic in &topics {
         extents.ask(topic);

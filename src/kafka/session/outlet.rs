@@ -327,7 +327,7 @@ impl Outlet {
         let name = self.targets.iter().find(|target| target.name.as_str() == failed.topic);
         let what = format!("{}/{} did not take a record", failed.topic, failed.partition);
         match (failed.code, name) {
-            (Code::MessageSizeTooLarge | Code::InvalidRecord, Some(target)) => {
+            (Code::MessageSizeTooLarge | Code::InvalidRecord | Code::InvalidTimestamp, Some(target)) => {
                 LogError::RecordRefused { topic: target.name.clone(), reason: failed.code.to_string() }
             }
             (Code::UnknownTopicOrPartition | Code::UnknownTopic, Some(target)) => {

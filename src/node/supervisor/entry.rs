@@ -216,7 +216,9 @@ impl Entry {
     /// Says in the metrics whether it is paused, and what its ended lanes left behind: those that run say it themselves.
     pub fn measure(&self, context: &Context) {
         let metrics = context.metrics.of(&self.identity.display_name());
-        metrics.paused.set(self.wanted.as_ref().is_some_and(|wanted| wanted.paused).into());
+        // As it is desired, also by an update that this node cannot follow.
+        let is_paused = matches!(&self.desired, Some(Desired::Deployment(desired)) if desired.paused);
+        metrics.paused.set(is_paused.into());
         if !self.has_ended() {
             return;
         }
