@@ -2,9 +2,9 @@
 //! a node with a wasm identity in one lane, and Kafka Streams doing the same.
 //!
 //! `cargo bench --features kafka --bench kafka -- [--records N] [--size BYTES,..] [--rounds N] [--warm-up N] [--only NAME,..]
-//! [--interval MS] [--commit-records N] [--commit-bytes N] [--config KEY=VALUE]`, and with `--latency` what a node adds at 10,000 records/s. The first rounds, in which the broker's
-//! virtual machine compiles its code, are not counted; each figure is a ratio to the plain loop of its own round, and the
-//! end is the medians.
+//! [--lanes N] [--interval MS] [--commit-records N] [--commit-bytes N] [--config KEY=VALUE]`, and with `--latency` what a node
+//! adds at 10,000 records/s. The first rounds, in which the broker's virtual machine compiles its code, are not counted; each
+//! figure is a ratio to the plain loops of its own round, and the end is the medians.
 //!
 //! The plain loops are the limits: raw batch consume, raw produce, no offsets, no transactions. The barest copies keys and
 //! values and leaves timestamps, headers and checksums alone. The one of whole records writes what it read, as a node has to,
@@ -61,6 +61,8 @@ struct Options {
     warm_up: usize,
     only: Option<String>,
     latency: bool,
+    /// Lanes of a node.
+    lanes: u16,
     /// The commit interval of everything that commits.
     interval: Duration,
     /// Records after which a node commits early.
@@ -79,6 +81,7 @@ fn options() -> Options {
         warm_up: 2,
         only: None,
         latency: false,
+        lanes: 1,
         interval: BatchPolicy::default().commit_interval.duration(),
         commit_records: BatchPolicy::default().max_commit_records,
         commit_bytes: BatchPolicy::default().max_commit_bytes.bytes(),
@@ -93,6 +96,7 @@ fn options() -> Options {
             "--rounds" => options.rounds = value().parse().unwrap(),
             "--warm-up" => options.warm_up = value().parse().unwrap(),
             "--only" => options.only = Some(value()),
+            "--lanes" => options.lanes = value().parse().unwrap(),
             "--interval" => options.interval = Duration::from_millis(value().parse().unwrap()),
             "--commit-records" => options.commit_records = value().parse().unwrap(),
             "--commit-bytes" => options.commit_bytes = value().parse().unwrap(),
@@ -511,7 +515,8 @@ impl Bench {
     fn node(&self, to: &TopicName, delivery: Delivery) -> Cost {
         let mut running = None;
         let cost = Cost::of(|| {
-            let node = Running::start(&self.log, &self.from, to, delivery, &self.policy());
+            let node =
+                Running::start(&self.log, &self.from, to, delivery, &self.policy(), self.options.lanes);
             // From the first commit on, which comes 0.1 s after the first record: uploading, making topics, joining the
             // group and compiling are no matter of throughput.
             let before = node.wait_for(self.options.records);

@@ -486,6 +486,7 @@ fn a_paused_deployment_says_what_waits_until_somebody_else_has_its_group() {
         let lag = format!(r#"coproc_lag_records{{coprocessor="copy",partition="0",topic="in"}} {waits}"#);
         let text = node.metrics().text();
         assert!(text.contains(&lag), "{lag} is not in {text}");
+        assert!(text.contains(r#"coproc_paused{coprocessor="copy"} 1"#));
     };
     rig.produce_to("in", 0, numbers("v", 10..20));
     has(10, 10);

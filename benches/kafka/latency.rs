@@ -84,7 +84,7 @@ fn arrivals(bootstrap: &str, topic: &TopicName, since: u64, stop: &AtomicBool) -
 pub fn run(bootstrap: &str, log: &Arc<dyn Log>, interval: Duration, from: &TopicName, to: &TopicName) {
     let policy =
         BatchPolicy { commit_interval: Span::from_ms(interval.as_millis() as u64), ..BatchPolicy::default() };
-    let node = Running::start(log, from, to, Delivery::ExactlyOnce, &policy);
+    let node = Running::start(log, from, to, Delivery::ExactlyOnce, &policy, 1);
     let stop = AtomicBool::new(false);
     let since = now() + WARM.as_nanos() as u64;
     let (before, after) = std::thread::scope(|scope| {

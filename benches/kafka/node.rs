@@ -1,4 +1,4 @@
-//! The node with a wasm identity in one lane.
+//! The node with a wasm identity, in one lane unless told otherwise.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ impl Running {
         to: &TopicName,
         delivery: Delivery,
         batch: &BatchPolicy,
+        lanes: u16,
     ) -> Self {
         let began = Instant::now();
         let name = to.to_string();
@@ -32,6 +33,7 @@ impl Running {
         let mut wanted = deployment(&[digest], from.as_str(), &[to.as_str()], "");
         wanted.policies.delivery = delivery;
         wanted.policies.batch = *batch;
+        wanted.policies.parallelism = lanes;
         rig.put(&name, &wanted);
         rig.start();
         Self { rig, name, began }

@@ -174,7 +174,6 @@ impl NodeMetrics {
             aborted: self.transactions.with_label_values(&[coprocessor, "aborted"]),
             lag: self.lag.clone(),
             lanes: self.lanes.with_label_values(name),
-            paused: self.paused.with_label_values(name),
             latency: self.latency.with_label_values(name),
             guest_memory: self.guest_memory.with_label_values(name),
             log_lines: self.log_lines.with_label_values(name),
@@ -224,6 +223,11 @@ impl NodeMetrics {
         }
     }
 
+    /// Says whether a deployment is paused.
+    pub fn set_paused(&self, coprocessor: &str, is_paused: bool) {
+        self.paused.with_label_values(&[coprocessor]).set(is_paused.into());
+    }
+
     /// Everything in the text format of Prometheus.
     pub fn text(&self) -> String {
         let mut out = Vec::new();
@@ -263,8 +267,6 @@ pub struct CoprocessorMetrics {
     lag: IntGaugeVec,
     /// Lanes that run.
     pub lanes: IntGauge,
-    /// Whether it is paused.
-    pub paused: IntGauge,
     /// Seconds from timestamp to commit.
     pub latency: Histogram,
     /// Linear memory of the guests that run, in bytes.
@@ -304,6 +306,7 @@ mod tests {
         let one = metrics.of("a");
         one.guest_error("trap");
         one.set_lag("in", 0, Some(3));
+        metrics.set_paused("a", true);
         metrics.set_modules("a", &[("main".into(), "sha256:0".into())], true);
         let text = metrics.text();
         for Described { name, kind, .. } in NODE_METRICS {

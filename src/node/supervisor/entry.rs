@@ -215,13 +215,14 @@ impl Entry {
 
     /// Says in the metrics whether it is paused, and what its ended lanes left behind: those that run say it themselves.
     pub fn measure(&self, context: &Context) {
-        let metrics = context.metrics.of(&self.identity.display_name());
+        let name = self.identity.display_name();
         // As it is desired, also by an update that this node cannot follow.
         let is_paused = matches!(&self.desired, Some(Desired::Deployment(desired)) if desired.paused);
-        metrics.paused.set(is_paused.into());
+        context.metrics.set_paused(&name, is_paused);
         if !self.has_ended() {
             return;
         }
+        let metrics = context.metrics.of(&name);
         let left = self.left();
         let lags: BTreeMap<_, _> = left.iter().flat_map(|report| &report.partitions).collect();
         for (at, report) in &lags {
