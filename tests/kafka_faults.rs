@@ -250,6 +250,13 @@ fn a_rewind_before_the_first_commit_goes_back_to_where_it_started() {
     assert!(oracle::contents(plain(), &to)[&0] == wanted, "each of the 50 records once");
 }
 
+/// Writes a record that was not read.
+fn emit(lane: &mut Lane, to: &TopicName, value: &[u8]) -> Result<(), LogError> {
+    let payload = Record::new(None, Some(value)).payload();
+    let (placement, timestamp) = (Placement::Exactly(0), 0);
+    lane.session.emit(&Emit { topic: to, placement, timestamp, payload: &payload })
+}
+
 /// What was emitted before its transaction could begin, and then could not be handed over, is not committed without it.
 #[test]
 fn what_could_not_be_handed_over_is_not_committed() {
@@ -259,11 +266,7 @@ fn what_could_not_be_handed_over_is_not_committed() {
     fill(&*log, &from, 1, 1);
     let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
     lane.run(LONG, |lane| lane.copied == 1 && lane.at_end.len() == 1).unwrap();
-    let payload = Record::new(None, Some(b"held")).payload();
-    let emit = |lane: &mut Lane| {
-        let (placement, timestamp) = (Placement::Exactly(0), 0);
-        lane.session.emit(&Emit { topic: &to, placement, timestamp, payload: &payload })
-    };
+    let emit = |lane: &mut Lane| emit(lane, &to, b"held");
     emit(&mut lane).unwrap();
     lane.commit().unwrap();
     // Right after a commit: it is held.
@@ -290,11 +293,7 @@ fn a_lane_that_waits_holds_no_reader_up() {
     fill(&*log, &from, 1, 1);
     let mut lane = Lane::open(&*log, &spec(&fresh("g"), &fresh("t"), &from, &to)).unwrap();
     lane.run(LONG, |lane| lane.copied == 1 && lane.at_end.len() == 1).unwrap();
-    let payload = Record::new(None, Some(b"again")).payload();
-    let emit = |lane: &mut Lane| {
-        let (placement, timestamp) = (Placement::Exactly(0), 0);
-        lane.session.emit(&Emit { topic: &to, placement, timestamp, payload: &payload })
-    };
+    let emit = |lane: &mut Lane| emit(lane, &to, b"again");
     emit(&mut lane).unwrap();
     fail::cfg("kafka-abort", "return").unwrap();
     let committed = lane.commit();
