@@ -229,7 +229,7 @@ fn env_kafka(args: &[&str]) {
 }
 
 /// In the short form each broker goes once, the first in order and the others as by a power cut; in the long form
-/// each goes both ways. Records come all the time.
+/// each goes both ways. Records come all the time, for a deployment with exactly once and one with at least once.
 #[test]
 fn brokers_that_restart_one_by_one() {
     // Longer than `broker.session.timeout.ms`: the others have to take over, and not only to wait.
@@ -237,34 +237,47 @@ fn brokers_that_restart_one_by_one() {
     let dir = three().dir.to_str().unwrap().to_owned();
     for seed in seeds() {
         let mut scene = Scene::new(three(), "brokers", 2);
-        let _node = Process::start(&scene.role(1), None);
+        let mut beside = Scene::with(three(), "brokers-atleast", 2, "AtLeastOnce");
+        let _nodes = [Process::start(&scene.role(1), None), Process::start(&beside.role(1), None)];
         let is_long = records() >= 50_000;
         let bound = failover();
-        let longest = scene.while_fed(20, Duration::from_millis(50), |scene, feed| {
-            let mut longest = Duration::ZERO;
-            scene.progress(0, PATIENCE);
-            for broker in ["1", "2", "3"] {
-                for is_hard in [false, true] {
-                    if !is_long && is_hard == (broker == "1") {
-                        continue;
-                    }
-                    let stood = scene.standstill(feed, bound, || {
-                        if is_hard {
-                            env_kafka(&["kill", &dir, broker]);
-                            std::thread::sleep(AWAY);
+        let (mut longest, mut longest_beside) = (Duration::ZERO, Duration::ZERO);
+        let (each, pause) = (20, Duration::from_millis(50));
+        beside.while_fed(each, pause, |beside, feed_beside| {
+            scene.while_fed(each, pause, |scene, feed| {
+                scene.progress(0, PATIENCE);
+                beside.progress(0, PATIENCE);
+                for broker in ["1", "2", "3"] {
+                    for is_hard in [false, true] {
+                        if !is_long && is_hard == (broker == "1") {
+                            continue;
                         }
-                        env_kafka(&["restart", &dir, broker]);
-                    });
-                    let how = if is_hard { "killed" } else { "restarted in order" };
-                    println!("broker {broker}, {how}: a partition stood for {stood:?}");
-                    longest = longest.max(stood);
+                        let fault = || {
+                            if is_hard {
+                                env_kafka(&["kill", &dir, broker]);
+                                std::thread::sleep(AWAY);
+                            }
+                            env_kafka(&["restart", &dir, broker]);
+                        };
+                        let mut stood_beside = Duration::ZERO;
+                        let stood = scene.standstill(feed, bound, || {
+                            stood_beside = beside.standstill(feed_beside, bound, fault);
+                        });
+                        let how = if is_hard { "killed" } else { "restarted in order" };
+                        println!(
+                            "broker {broker}, {how}: a partition stood for {stood:?}, at least once {stood_beside:?}"
+                        );
+                        (longest, longest_beside) = (longest.max(stood), longest_beside.max(stood_beside));
+                    }
                 }
-            }
-            longest
+            });
         });
         scene.finish(bound);
+        beside.finish(bound);
         scene.judge();
         result("rolling and hard restarts of each of 3 brokers", seed, &scene, longest, bound);
+        println!("at-least-once: {} records came again", beside.judge_first_times());
+        result("at-least-once, the same restarts: nothing lost", seed, &beside, longest_beside, bound);
     }
 }
 

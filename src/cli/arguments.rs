@@ -34,7 +34,7 @@ pub fn key_value(text: &str) -> Result<(String, String), String> {
 
 /// Reads where a deployment starts: `earliest`, `latest`, `@<ms>`, `+<n>`, `-<n>`.
 pub fn start_offset(text: &str) -> Result<StartOffset, String> {
-    let bad = || "write earliest, latest, @<milliseconds since 1970>, +<records> or -<records>".to_owned();
+    let bad = || "write earliest, latest, @<milliseconds since 1970>, +<offsets> or -<offsets>".to_owned();
     let number = |digits: &str| digits.parse::<u64>().map_err(|_| bad());
     match text.as_bytes().first() {
         Some(b'@') => {
@@ -51,7 +51,7 @@ pub fn start_offset(text: &str) -> Result<StartOffset, String> {
 
 /// Reads where a reader starts: `start`, `end`, an offset, `@<ms>`, `-<n>`.
 pub fn read_from(text: &str) -> Result<ReadFrom, String> {
-    let bad = || "write start, end, an offset, @<milliseconds since 1970> or -<records>".to_owned();
+    let bad = || "write start, end, an offset, @<milliseconds since 1970> or -<offsets>".to_owned();
     match text.as_bytes().first() {
         Some(b'@') => text[1..].parse().map(ReadFrom::Timestamp).map_err(|_| bad()),
         Some(b'-') => text[1..].parse().map(ReadFrom::Last).map_err(|_| bad()),

@@ -24,7 +24,7 @@ pub struct Command {
     /// Wait for more records at the end
     #[arg(short, long)]
     follow: bool,
-    /// Where to start: start, end, an offset, @<milliseconds since 1970>, or -<records> before the end
+    /// Where to start: start, end, an offset, @<milliseconds since 1970>, or -<offsets> before the end
     #[arg(long, value_name = "POSITION", default_value = "start", value_parser = read_from, allow_hyphen_values = true)]
     from: ReadFrom,
     /// Stop after so many records

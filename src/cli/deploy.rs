@@ -58,7 +58,7 @@ pub struct Command {
     /// What it is for
     #[arg(long)]
     description: Option<String>,
-    /// Where it starts the first time: earliest, latest, @<milliseconds since 1970>, +<records>, -<records>
+    /// Where it starts the first time: earliest, latest, @<milliseconds since 1970>, +<offsets>, -<offsets>
     #[arg(long, value_name = "POSITION", value_parser = start_offset, allow_hyphen_values = true)]
     from_offset: Option<StartOffset>,
     /// Output topics are materialized: named <input>._<output>_, with the input's partitions

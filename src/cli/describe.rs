@@ -141,10 +141,10 @@ fn start(offset: StartOffset) -> String {
         StartOffset::Latest => "the end".into(),
         StartOffset::Timestamp { timestamp } => rfc3339(timestamp),
         StartOffset::FromStart { records } => {
-            format!("{} after the first", count(usize::try_from(records).unwrap_or(usize::MAX), "record"))
+            format!("{} after the first", count(usize::try_from(records).unwrap_or(usize::MAX), "offset"))
         }
         StartOffset::FromEnd { records } => {
-            format!("{} before the end", count(usize::try_from(records).unwrap_or(usize::MAX), "record"))
+            format!("{} before the end", count(usize::try_from(records).unwrap_or(usize::MAX), "offset"))
         }
     }
 }

@@ -105,12 +105,12 @@ pub enum StartOffset {
         /// Milliseconds since the Unix epoch.
         timestamp: TimestampMs,
     },
-    /// So many records after the first.
+    /// So many offsets after the first record. Markers of transactions have offsets, too.
     FromStart {
         /// How many.
         records: u64,
     },
-    /// So many records before the end.
+    /// So many offsets before the end.
     FromEnd {
         /// How many.
         records: u64,

@@ -365,34 +365,31 @@ impl Scene {
 
     /// The verdict: outputs are f(inputs), in order, none twice, none missing.
     pub fn judge(&self) {
-        self.judge_by(|_, _, input| Some(stamped(input)), |found| found);
+        self.judge_by(|_, _, input| Some(stamped(input)), |values| values);
     }
 
     /// The verdict for a guest that copies what it does not fail at.
     pub fn judge_copies(&self, is_copied: impl Fn(&str) -> bool) {
-        self.judge_by(|_, _, input| is_copied(input).then(|| input.to_owned()), |found| found);
+        self.judge_by(|_, _, input| is_copied(input).then(|| input.to_owned()), |values| values);
     }
 
     /// The verdict under at-least-once: the same, once what came again is left out. How many that were.
     pub fn judge_first_times(&self) -> usize {
-        let again = AtomicU32::new(0);
-        let first_times = |found: Vec<String>| {
-            let (all, mut seen) = (found.len(), BTreeSet::new());
-            let first: Vec<String> = found.into_iter().filter(|value| seen.insert(value.clone())).collect();
-            again.fetch_add((all - first.len()) as u32, Ordering::Relaxed);
-            first
+        let first_times = |values: Vec<String>| {
+            let mut seen = BTreeSet::new();
+            values.into_iter().filter(|value| seen.insert(value.clone())).collect()
         };
-        self.judge_by(|_, _, input| Some(stamped(input)), first_times);
-        again.into_inner() as usize
+        self.judge_by(|_, _, input| Some(stamped(input)), first_times)
     }
 
-    /// For each partition: what `f` makes of its inputs, in order, is what was found, as `change` sees it. `f` is given
-    /// the partition, the number of the input in it, and the input.
+    /// For each partition: what `f` makes of its inputs, in order, is what was found, as `change` sees both. `f` is given
+    /// the partition, the number of the input in it, and the input. How many more were found than that.
     pub fn judge_by(
         &self,
         f: impl Fn(u32, usize, &str) -> Option<String>,
         change: impl Fn(Vec<String>) -> Vec<String>,
-    ) {
+    ) -> usize {
+        let mut more = 0;
         let inputs = oracle::kcat(self.cluster, &self.from);
         let outputs = oracle::contents(self.cluster, &self.to);
         for (partition, records) in &inputs {
@@ -400,7 +397,9 @@ impl Scene {
             let wanted: Vec<String> =
                 records.filter_map(|(number, (_, value))| f(*partition, number, value)).collect();
             let found = outputs.get(partition).map(Vec::as_slice).unwrap_or_default();
+            more += found.len().saturating_sub(wanted.len());
             let found = change(found.iter().map(|(_, value)| value.clone()).collect());
+            let wanted = change(wanted);
             if wanted != found {
                 let first = wanted.iter().zip(&found).take_while(|(wanted, found)| wanted == found).count();
                 let around =
@@ -418,6 +417,7 @@ impl Scene {
                 );
             }
         }
+        more
     }
 
     pub fn members(&self, count: usize) {

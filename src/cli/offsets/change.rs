@@ -39,7 +39,7 @@ pub struct AlterArgs {
 pub struct ResetArgs {
     /// The deployment; it has to be paused
     name: String,
-    /// Position: earliest, latest, @<milliseconds since 1970>, +<records>, -<records>; where the deployment starts
+    /// Position: earliest, latest, @<milliseconds since 1970>, +<offsets>, -<offsets>; where the deployment starts
     /// the first time unless given
     #[arg(long, value_name = "POSITION", value_parser = start_offset, allow_hyphen_values = true)]
     to: Option<StartOffset>,

@@ -136,7 +136,7 @@ pub struct StartOffsetSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40), extend("format" = "date-time"))]
     pub timestamp: Option<String>,
-    /// For `FromStart` and `FromEnd`: how many records.
+    /// For `FromStart` and `FromEnd`: how many offsets. What transactions leave behind and what was compacted away count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000_000_000_i64))]
     pub records: Option<i64>,
