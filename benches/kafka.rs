@@ -4,7 +4,8 @@
 //! `cargo bench --features kafka --bench kafka -- [--records N] [--size BYTES,..] [--rounds N] [--warm-up N] [--only NAME,..]
 //! [--lanes N] [--interval MS] [--commit-records N] [--commit-bytes N] [--config KEY=VALUE]`, and with `--latency` what a node
 //! adds at 10,000 records/s. The first rounds, in which the broker's virtual machine compiles its code, are not counted; each
-//! figure is a ratio to the plain loops of its own round, and the end is the medians.
+//! figure is a ratio to the plain loops of its own round, and the end is the medians. Each round begins with another one, and
+//! each begins when nothing of the ones before is left to be written to the disk or removed from it.
 //!
 //! The plain loops are the limits: raw batch consume, raw produce, no offsets, no transactions. The barest copies keys and
 //! values and leaves timestamps, headers and checksums alone. The one of whole records writes what it read, as a node has to,
@@ -21,7 +22,6 @@ mod node;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use measure::{Cost, PerLimit, quantile};
+use measure::{Cost, quantile};
 use node::Running;
 
 /// The program's, for every loop in this process.
@@ -426,44 +426,57 @@ fn streams(bootstrap: &str, from: &TopicName, to: &TopicName, records: usize, in
     Cost { seconds, cpu, peak_mib }
 }
 
-/// What a run cost, and how it did against the plain loops of its round.
-type Run = (Cost, PerLimit);
+/// One that is measured, by its name, and what it does with an output topic.
+type Contender<'a> = (&'static str, Box<dyn Fn(&TopicName) -> Cost + 'a>);
 
-/// Of all rounds, by name, in the order of the first.
-#[derive(Default)]
-struct Results(Vec<(&'static str, Vec<Run>)>);
+/// What each cost in each round.
+struct Results {
+    names: Vec<&'static str>,
+    rounds: Vec<Vec<Cost>>,
+}
 
 impl Results {
-    fn add(&mut self, name: &'static str, cost: Cost, ratios: PerLimit) {
-        match self.0.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, results)) => results.push((cost, ratios)),
-            None => self.0.push((name, vec![(cost, ratios)])),
-        }
-    }
-
-    /// Medians, each column for itself.
+    /// Medians, each column for itself; the ratios to the plain loops are those of a round.
     fn print(&self, records: usize) {
         println!("medians:");
-        for (name, results) in &self.0 {
-            let of = |figure: &dyn Fn(&Run) -> Option<f64>| {
-                let mut sorted: Vec<f64> = results.iter().filter_map(figure).collect();
-                sorted.sort_by(f64::total_cmp);
-                (!sorted.is_empty()).then(|| quantile(&sorted, 500))
-            };
+        for (at, name) in self.names.iter().enumerate() {
+            let of =
+                |figure: &dyn Fn(&Cost) -> f64| sorted(self.rounds.iter().map(|round| figure(&round[at])));
+            let median = |figure: &dyn Fn(&Cost) -> f64| quantile(&of(figure), 500);
             let cost = Cost {
-                seconds: of(&|(cost, _)| Some(cost.seconds)).unwrap_or_default(),
-                cpu: of(&|(cost, _)| Some(cost.cpu)).unwrap_or_default(),
-                peak_mib: of(&|(cost, _)| Some(cost.peak_mib)).unwrap_or_default(),
+                seconds: median(&|cost| cost.seconds),
+                cpu: median(&|cost| cost.cpu),
+                peak_mib: median(&|cost| cost.peak_mib),
             };
-            let ratios =
-                PerLimit { plain: of(&|(_, ratios)| ratios.plain), whole: of(&|(_, ratios)| ratios.whole) };
-            cost.print(name, records, ratios);
+            cost.print(name, records);
+            for limit in ["plain", "plain whole records"] {
+                if let Some(limit_at) =
+                    self.names.iter().position(|name| *name == limit).filter(|it| *it != at)
+                {
+                    let ratios =
+                        sorted(self.rounds.iter().map(|round| round[limit_at].seconds / round[at].seconds));
+                    let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
+                    println!("    {:.2} of {limit} ({least:.2} to {most:.2})", quantile(&ratios, 500));
+                }
+            }
         }
     }
 }
 
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// Nobody pays for what the one before left: the broker removes what was deleted after a second, and the system writes to the
+/// disk what was not.
+fn settle() {
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(Command::new("sync").status().unwrap().success(), "sync");
+}
+
 struct Bench {
-    results: RefCell<Results>,
     options: Options,
     bootstrap: String,
     log: Arc<dyn Log>,
@@ -478,29 +491,17 @@ impl Bench {
         name
     }
 
-    /// Runs one, if it is wanted.
-    fn run(
-        &self,
-        round: usize,
-        name: &'static str,
-        limits: PerLimit,
-        copy: impl FnOnce(&TopicName) -> Cost,
-    ) -> Option<f64> {
-        let is_wanted = |only: &String| only.split(',').any(|only| name.contains(only));
-        if !self.options.only.as_ref().is_none_or(is_wanted) {
-            return None;
-        }
+    fn is_wanted(&self, name: &str) -> bool {
+        self.options.only.as_ref().is_none_or(|only| only.split(',').any(|only| name.contains(only)))
+    }
+
+    fn run(&self, round: usize, (name, copy): &Contender<'_>) -> Cost {
         let to = self.topic(&format!("{}-{}-{round}", name.replace(' ', "-"), self.from));
+        settle();
         let cost = copy(&to);
         self.log.topics().delete(&to).unwrap();
-        let rate = cost.rate(self.options.records);
-        let of = |limit: Option<f64>| limit.map(|limit| rate / limit);
-        let ratios = PerLimit { plain: of(limits.plain), whole: of(limits.whole) };
-        cost.print(name, self.options.records, ratios);
-        if round >= self.options.warm_up {
-            self.results.borrow_mut().add(name, cost, ratios);
-        }
-        Some(rate)
+        cost.print(name, self.options.records);
+        cost
     }
 
     fn policy(&self) -> BatchPolicy {
@@ -530,14 +531,45 @@ impl Bench {
         cost
     }
 
-    fn throughput(&self) {
-        let records = self.options.records;
+    fn contenders(&self) -> Vec<Contender<'_>> {
+        let (records, interval) = (self.options.records, self.options.interval);
         let whole = |run: &dyn Fn()| {
             Cost::of(|| {
                 run();
                 Duration::ZERO
             })
         };
+        let plain = move |kind| -> Box<dyn Fn(&TopicName) -> Cost> {
+            Box::new(move |to| whole(&|| plain(&self.bootstrap, &self.from, to, records, kind)))
+        };
+        let session = move |delivery| -> Box<dyn Fn(&TopicName) -> Cost> {
+            let policy = self.policy();
+            Box::new(move |to| whole(&|| lane(&*self.log, &self.from, to, records, delivery, &policy)))
+        };
+        let node =
+            |delivery| -> Box<dyn Fn(&TopicName) -> Cost> { Box::new(move |to| self.node(to, delivery)) };
+        let mut all: Vec<Contender<'_>> = vec![
+            ("plain", plain(Plain::Bare)),
+            ("plain whole records", plain(Plain::Whole)),
+            ("plain idempotent", plain(Plain::Idempotent)),
+            ("plain with transactions", plain(Plain::Transactional(interval))),
+            ("session exactly once", session(Delivery::ExactlyOnce)),
+            ("session at least once", session(Delivery::AtLeastOnce)),
+            ("wasm exactly once", node(Delivery::ExactlyOnce)),
+            ("wasm at least once", node(Delivery::AtLeastOnce)),
+            (
+                "Kafka Streams exactly once",
+                Box::new(move |to| streams(&self.bootstrap, &self.from, to, records, interval)),
+            ),
+        ];
+        all.retain(|(name, _)| self.is_wanted(name));
+        all
+    }
+
+    fn throughput(&self) -> Results {
+        let contenders = self.contenders();
+        let mut results =
+            Results { names: contenders.iter().map(|(name, _)| *name).collect(), rounds: vec![] };
         let warm_up = self.options.warm_up;
         for round in 0..warm_up + self.options.rounds {
             if round < warm_up {
@@ -545,26 +577,17 @@ impl Bench {
             } else {
                 println!("round {}:", round - warm_up + 1);
             }
-            let copy =
-                |to: &TopicName, kind| whole(&|| plain(&self.bootstrap, &self.from, to, records, kind));
-            let mut limits = PerLimit::default();
-            limits.plain = self.run(round, "plain", limits, |to| copy(to, Plain::Bare));
-            limits.whole = self.run(round, "plain whole records", limits, |to| copy(to, Plain::Whole));
-            self.run(round, "plain idempotent", limits, |to| copy(to, Plain::Idempotent));
-            let interval = self.options.interval;
-            self.run(round, "plain with transactions", limits, |to| copy(to, Plain::Transactional(interval)));
-            let policy = self.policy();
-            let session = |to: &TopicName, delivery| {
-                whole(&|| lane(&*self.log, &self.from, to, records, delivery, &policy))
-            };
-            self.run(round, "session exactly once", limits, |to| session(to, Delivery::ExactlyOnce));
-            self.run(round, "session at least once", limits, |to| session(to, Delivery::AtLeastOnce));
-            self.run(round, "wasm exactly once", limits, |to| self.node(to, Delivery::ExactlyOnce));
-            self.run(round, "wasm at least once", limits, |to| self.node(to, Delivery::AtLeastOnce));
-            self.run(round, "Kafka Streams exactly once", limits, |to| {
-                streams(&self.bootstrap, &self.from, to, records, interval)
-            });
+            // Each round begins with another one: who comes first has a broker that rested.
+            let mut costs: Vec<(usize, Cost)> = (0..contenders.len())
+                .map(|at| (at + round) % contenders.len())
+                .map(|at| (at, self.run(round, &contenders[at])))
+                .collect();
+            costs.sort_by_key(|(at, _)| *at);
+            if round >= warm_up {
+                results.rounds.push(costs.into_iter().map(|(_, cost)| cost).collect());
+            }
         }
+        results
     }
 }
 
@@ -573,8 +596,7 @@ fn main() {
     let (_, bootstrap) = start_broker();
     let config = KafkaConfig::plain([bootstrap.clone()]).with_extra(options.config.clone()).unwrap();
     let log: Arc<dyn Log> = KafkaLog::connect(config).unwrap();
-    let mut bench =
-        Bench { results: RefCell::default(), options, bootstrap, log, from: "in".parse().unwrap() };
+    let mut bench = Bench { options, bootstrap, log, from: "in".parse().unwrap() };
     if bench.options.latency {
         // The first is to warm the broker up.
         let interval = bench.options.interval;
@@ -591,9 +613,7 @@ fn main() {
         bench.from = bench.topic(&format!("in-{size}"));
         load(&bench.bootstrap, &bench.from, records, size);
         println!("{records} records of {size} bytes, {PARTITIONS} partitions, one broker");
-        bench.results.take();
-        bench.throughput();
-        bench.results.borrow().print(records);
+        bench.throughput().print(records);
         bench.log.topics().delete(&bench.from).unwrap();
     }
 }

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tracing::warn;
 
 use self::admin::Admin;
 pub use self::auth::Credentials;
@@ -70,6 +71,9 @@ fn is_good(found: &Capabilities, age: Duration) -> bool {
 impl KafkaLog {
     /// Connects, and finds out what the cluster can do.
     pub fn connect(config: KafkaConfig) -> Result<Arc<Self>, LogError> {
+        if let Some(exposure) = config.exposure() {
+            warn!("{exposure}");
+        }
         let log = Self::new(config)?;
         log.probe()?;
         Ok(log)

@@ -123,6 +123,14 @@ fn everything_works_as_on_the_embedded_log() {
     well(coproc(&["offsets", "reset", "shout", "--to", "earliest"]));
     well(coproc(&["resume", "shout"]));
     assert_eq!(lines(6), ["ONE", "ONE", "THREE", "THREE", "TWO", "TWO"]);
+    // Kafka takes record by record, so that a failure says nothing of the others.
+    let mixed = [b"small\n".as_slice(), &vec![b'x'; 2 << 20], b"\nsmall\n"].concat();
+    let mixed = place.coproc_with(&["--brokers", brokers, "produce", "shouted"], &mixed);
+    assert_ne!(mixed.code, Some(0), "{mixed:?}");
+    assert!(
+        mixed.err.contains("of the 3 records after that some may be: look before you send them"),
+        "{mixed:?}"
+    );
     well(coproc(&["remove", "shout"]));
     place.wait_for(&["--brokers", brokers, "list"], |ran| !ran.out.contains("shout"));
     let said = node.stop();

@@ -237,14 +237,13 @@ fn brokers_that_restart_one_by_one() {
     let dir = three().dir.to_str().unwrap().to_owned();
     for seed in seeds() {
         let mut scene = Scene::new(three(), "brokers", 2);
-        let mut beside = Scene::with(three(), "brokers-atleast", 2, "AtLeastOnce");
+        let mut beside = Scene::with(three(), "brokers-atleast", 1, "AtLeastOnce");
         let _nodes = [Process::start(&scene.role(1), None), Process::start(&beside.role(1), None)];
         let is_long = records() >= 50_000;
         let bound = failover();
         let (mut longest, mut longest_beside) = (Duration::ZERO, Duration::ZERO);
-        let (each, pause) = (20, Duration::from_millis(50));
-        beside.while_fed(each, pause, |beside, feed_beside| {
-            scene.while_fed(each, pause, |scene, feed| {
+        beside.while_fed(10, Duration::from_millis(200), |beside, feed_beside| {
+            scene.while_fed(20, Duration::from_millis(50), |scene, feed| {
                 scene.progress(0, PATIENCE);
                 beside.progress(0, PATIENCE);
                 for broker in ["1", "2", "3"] {

@@ -38,33 +38,14 @@ impl Cost {
         }
     }
 
-    pub fn rate(&self, records: usize) -> f64 {
-        records as f64 / self.seconds
-    }
-
-    /// With its ratios to the plain loops.
-    pub fn print(&self, name: &str, records: usize, ratios: PerLimit) {
-        let of = |ratio: Option<f64>, what| {
-            ratio.map_or(String::new(), |ratio| format!("   {ratio:.2} of {what}"))
-        };
-        let ratios = of(ratios.plain, "plain") + &of(ratios.whole, "whole");
+    pub fn print(&self, name: &str, records: usize) {
         println!(
-            "{name:<28} {:>9.0} records/s   {:>5.2} CPU s per million   {:>5.0} MiB peak{ratios}",
-            self.rate(records),
+            "{name:<28} {:>9.0} records/s   {:>5.2} CPU s per million   {:>5.0} MiB peak",
+            records as f64 / self.seconds,
             self.cpu / (records as f64 / 1e6),
             self.peak_mib,
         );
     }
-}
-
-/// A figure for each of the two plain loops of a round, as far as they ran: their records per second, or which part of them
-/// another loop had.
-#[derive(Clone, Copy, Default)]
-pub struct PerLimit {
-    /// The one that copies keys and values.
-    pub plain: Option<f64>,
-    /// The one that copies records as they are, and looks at their checksums.
-    pub whole: Option<f64>,
 }
 
 /// The value below which so many of a thousand lie.

@@ -71,7 +71,14 @@ impl Command {
                 look_at_directory(&dir, exists, &mut findings);
                 exists
             }
-            _ => true,
+            #[cfg(feature = "kafka")]
+            Ok(Place::Cluster(config)) => {
+                if let Some(exposure) = config.exposure() {
+                    findings.add("login", Verdict::Warn, exposure);
+                }
+                true
+            }
+            Err(_) => true,
         };
         if has_log {
             match target.log() {

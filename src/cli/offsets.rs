@@ -187,12 +187,21 @@ fn extents(
     let wanted: BTreeSet<&TopicName> = wanted.collect();
     let mut extents = BTreeMap::new();
     for topic in wanted {
-        match topics.extents(topic) {
-            Ok(of_topic) => drop(extents.insert(topic.clone(), of_topic)),
-            Err(error) => complain(&format!("warning: where {topic} ends is not known: {error}")),
+        if let Some(of_topic) = extents_of(topics, topic, &complain) {
+            extents.insert(topic.clone(), of_topic);
         }
     }
     extents
+}
+
+/// Where a topic starts and ends; if it does not say, for instance because a leader is away, `complain` is told why.
+pub(super) fn extents_of(
+    topics: &dyn TopicAdmin,
+    topic: &TopicName,
+    complain: impl Fn(&str),
+) -> Option<Vec<Extent>> {
+    let unknown = |error: &LogError| complain(&format!("warning: where {topic} ends is not known: {error}"));
+    topics.extents(topic).inspect_err(unknown).ok()
 }
 
 fn rows_of(found: &Found, extents: &BTreeMap<TopicName, Vec<Extent>>) -> Vec<Row> {

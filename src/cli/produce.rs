@@ -1,7 +1,7 @@
 //! `coproc produce`: lines of standard input become records.
 //!
-//! Lines are gathered into batches, and a batch is written at once or not at all: a line that is wrong stops
-//! the command before anything of its batch is written, and the error says up to which line everything is in.
+//! Lines are gathered into batches. The embedded log takes a batch at once or not at all, Kafka record by record. A line that is
+//! wrong stops the command before anything of its batch is written, and the error says up to which line everything is in.
 
 use std::io::{BufRead, BufReader, IsTerminal, Read};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::cli::arguments::{key_value, number};
 use crate::cli::exit::{Exit, coded};
-use crate::cli::open::Target;
+use crate::cli::open::{Place, Target};
 use crate::cli::output::{count, note};
 use crate::cli::records;
 use crate::core::names::TopicName;
@@ -35,8 +35,8 @@ const EXAMPLE: &str =
 ///
 /// A line is a record's value as it stands. With --json it is one object, as `coproc consume -o json` prints
 /// it: {"key": …, "value": …, "headers": [{"key": …, "value": …}], "timestamp": …, "partition": …}; bytes that
-/// are no text stand as base64 under `key_base64` or `value_base64`. Lines are written in batches, each of them
-/// at once or not at all.
+/// are no text stand as base64 under `key_base64` or `value_base64`. Lines are written in batches, to the embedded log
+/// each of them at once or not at all, to Kafka record by record; an error says what is written.
 #[derive(Debug, Args)]
 pub struct Command {
     /// The topic
@@ -77,7 +77,8 @@ impl Command {
         if std::io::stdin().is_terminal() {
             note("Each line becomes a record; Ctrl-D ends.");
         }
-        let mut batches = Batches { log: log.as_ref(), pending: Vec::new(), bytes: 0, written: 0 };
+        let is_atomic = matches!(target.place()?, Place::Directory(_));
+        let mut batches = Batches { log: log.as_ref(), is_atomic, pending: Vec::new(), bytes: 0, written: 0 };
         self.pump(BufReader::with_capacity(1 << 20, std::io::stdin().lock()), &mut batches)?;
         batches.flush()?;
         note(&format!("{} written to {}", count(batches.written, "record"), self.topic));
@@ -162,6 +163,8 @@ impl Command {
 
 struct Batches<'a> {
     log: &'a dyn Log,
+    /// Whether the log takes a batch at once or not at all.
+    is_atomic: bool,
     pending: Vec<Produce>,
     bytes: usize,
     written: usize,
@@ -182,7 +185,7 @@ impl Batches<'_> {
             return Ok(());
         }
         self.log.produce(&self.pending).map_err(|error| {
-            let so_far = self.so_far();
+            let so_far = if self.is_atomic { self.so_far() } else { self.perhaps() };
             anyhow::Error::from(error).context(so_far)
         })?;
         self.written += self.pending.len();
@@ -197,6 +200,12 @@ impl Batches<'_> {
             1 => "the first record was written, nothing after it".into(),
             written => format!("the first {written} records were written, nothing after them"),
         }
+    }
+
+    /// After a failure in the midst of a batch that is taken record by record.
+    fn perhaps(&self) -> String {
+        let (written, next) = (count(self.written, "record"), count(self.pending.len(), "record"));
+        format!("{written} written; of the {next} after that some may be: look before you send them again")
     }
 }
 

@@ -4,8 +4,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::cli::exit::{Exit, coded};
+use crate::cli::offsets::extents_of;
 use crate::cli::open::Target;
-use crate::cli::output::{FormatArgs, Table, say};
+use crate::cli::output::{FormatArgs, Table, say, warn};
 use crate::control::desired::{self, Desired};
 use crate::core::names::TopicName;
 use crate::core::units::{ByteSize, Span};
@@ -162,8 +163,8 @@ struct TopicRow {
     name: TopicName,
     partitions: u32,
     cleanup: &'static str,
-    /// What lies between first and end; a compacted topic holds fewer.
-    records: i64,
+    /// What lies between first and end; a compacted topic holds fewer. Absent where a partition does not say it now.
+    records: Option<i64>,
     retention_ms: Option<u64>,
     retention_bytes: Option<u64>,
     max_record_bytes: usize,
@@ -171,12 +172,12 @@ struct TopicRow {
 }
 
 impl TopicRow {
-    fn new(info: &TopicInfo, extents: &[Extent]) -> Self {
+    fn new(info: &TopicInfo, extents: Option<&[Extent]>) -> Self {
         Self {
             name: info.name.clone(),
             partitions: info.config.partitions,
             cleanup: cleanup(info.config.cleanup),
-            records: extents.iter().map(|extent| extent.end - extent.first).sum(),
+            records: extents.map(|extents| extents.iter().map(|extent| extent.end - extent.first).sum()),
             retention_ms: info.config.retention_ms,
             retention_bytes: info.config.retention_bytes,
             max_record_bytes: info.config.max_record_bytes,
@@ -202,7 +203,9 @@ fn list(args: &ListArgs, log: &dyn Log) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for info in log.topics().list()? {
         if args.internal || !info.name.is_reserved() {
-            rows.push(TopicRow::new(&info, &log.topics().extents(&info.name)?));
+            // One topic without a leader hides no other.
+            let extents = extents_of(log.topics(), &info.name, warn);
+            rows.push(TopicRow::new(&info, extents.as_deref()));
         }
     }
     args.output.print(&rows, |wide| {
@@ -212,7 +215,7 @@ fn list(args: &ListArgs, log: &dyn Log) -> anyhow::Result<()> {
         }
         let mut table = Table::new(&head);
         for row in &rows {
-            let mut cells = vec![row.name.to_string(), row.partitions.to_string(), row.records.to_string()];
+            let mut cells = vec![row.name.to_string(), row.partitions.to_string(), or_dash(row.records)];
             if wide {
                 cells.push(row.cleanup.into());
                 cells.push(or_dash(row.retention_ms.map(Span)));
@@ -251,7 +254,7 @@ fn describe(args: &DescribeArgs, log: &dyn Log) -> anyhow::Result<()> {
         end: extent.end,
     };
     let described = Described {
-        topic: TopicRow::new(&info, &extents),
+        topic: TopicRow::new(&info, Some(&extents)),
         id: info.id,
         extents: extents.iter().enumerate().map(row).collect(),
     };

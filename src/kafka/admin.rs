@@ -60,8 +60,10 @@ impl Clients {
     fn make(config: &KafkaConfig) -> Result<Self, LogError> {
         let what = "cannot make the administrator's client";
         let context = || Context::new(config);
-        let administrator =
-            config.client()?.create_with_context(context()).map_err(|e| error::from_kafka(&e, what))?;
+        let administrator = config
+            .administrator()?
+            .create_with_context(context())
+            .map_err(|e| error::from_kafka(&e, what))?;
         let asker: BaseConsumer<Context> =
             config.consumer()?.create_with_context(context()).map_err(|e| error::from_kafka(&e, what))?;
         // Questions come before the first poll, which would ask for the token.

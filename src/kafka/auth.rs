@@ -4,13 +4,17 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use tracing::info;
+use parking_lot::Mutex;
+use rdkafka::producer::BaseProducer;
+use tracing::{info, warn};
 
 use super::config::{KafkaConfig, Mechanism};
+use super::context::Context;
 use super::{error, ffi};
 use crate::core::record::TimestampMs;
 use crate::core::status::rfc3339;
@@ -35,18 +39,39 @@ impl fmt::Debug for Secret {
 
 /// Reads a secret from a file; one line end at the end is not part of it.
 pub(super) fn read_secret(file: &Path) -> Result<Secret, LogError> {
-    let text = std::fs::read_to_string(file).map_err(|error| {
-        LogError::BadConfig(format!("cannot read the credential file {}: {error}", file.display()))
-    })?;
+    let at = file.display();
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| LogError::BadConfig(format!("cannot read the credential file {at}: {error}")))?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
-    Ok(Secret(text.strip_suffix('\r').unwrap_or(text).to_owned()))
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    let problem = if text.is_empty() {
+        "is empty: write the secret into it"
+    } else if text.contains('\0') {
+        "holds a byte 0, which no client can send: write it as plain text"
+    } else if text.starts_with(|first: char| first.is_ascii_whitespace()) {
+        // librdkafka drops it from settings, and keeps it in what a living client is given.
+        "begins with a blank, which the client drops: take it away"
+    } else {
+        return Ok(Secret(text.to_owned()));
+    };
+    Err(LogError::BadConfig(format!("the credential file {at} {problem}")))
 }
 
 #[derive(Debug, Clone)]
 enum Login {
-    User { name: String, password_file: PathBuf },
-    Files { name_file: PathBuf, password_file: PathBuf },
-    Token { file: PathBuf },
+    User {
+        name: String,
+        password_file: PathBuf,
+    },
+    Files {
+        name_file: PathBuf,
+        password_file: PathBuf,
+    },
+    Token {
+        file: PathBuf,
+        /// What was last good in it, for all clients of the configuration: a file is missing or half written for a moment.
+        last: Arc<Mutex<Option<Token>>>,
+    },
 }
 
 /// How to log in.
@@ -57,6 +82,7 @@ pub struct Credentials {
 }
 
 /// A bearer token.
+#[derive(Debug, Clone)]
 pub(super) struct Token {
     pub(super) text: Secret,
     pub(super) principal: String,
@@ -76,7 +102,7 @@ impl Credentials {
 
     /// A bearer token in a file.
     pub fn token(file: PathBuf) -> Self {
-        Self { mechanism: Mechanism::OauthBearer, login: Login::Token { file } }
+        Self { mechanism: Mechanism::OauthBearer, login: Login::Token { file, last: Arc::default() } }
     }
 
     /// The mechanism.
@@ -97,41 +123,57 @@ impl Credentials {
         }
     }
 
-    /// The token, now; `None` with a user.
+    /// The token of now, `None` with a user. The last good one as long as it lasts, where the file has none.
     pub(super) fn bearer(&self) -> Result<Option<Token>, LogError> {
-        let Login::Token { file } = &self.login else { return Ok(None) };
-        let text = read_secret(file)?;
-        let (principal, expires_ms) = claims(text.expose()).ok_or_else(|| {
-            LogError::BadConfig(format!(
-                "the token in {} is no JWT with the claims sub and exp",
-                file.display()
-            ))
-        })?;
-        if is_over(expires_ms) {
-            // librdkafka would only say that an argument is invalid.
-            return Err(LogError::BadConfig(format!(
-                "the token in {} expired at {}: replace it with one that is still good",
-                file.display(),
-                rfc3339(expires_ms)
-            )));
-        }
-        Ok(Some(Token { text, principal, expires_ms }))
+        let Login::Token { file, last } = &self.login else { return Ok(None) };
+        let error = match read_token(file) {
+            Ok(token) => return Ok(Some(last.lock().insert(token).clone())),
+            Err(error) => error,
+        };
+        let last = last.lock().clone().filter(|token| !is_over(token.expires_ms));
+        let Some(token) = last else { return Err(error) };
+        let until = rfc3339(token.expires_ms);
+        warn!(%error, until, "there is no good token: the one from before is used for as long as it lasts");
+        Ok(Some(token))
     }
 
     /// Gives a client that nobody polls the token of now; nothing to do for a user.
     pub(super) fn hand_token(&self, client: ffi::Client) -> Result<(), LogError> {
-        let Some(token) = self.bearer()? else { return Ok(()) };
-        ffi::set_token(client, token.text.expose(), &token.principal, token.expires_ms)
-            .map_err(|code| error::from_code(code, "cannot use the bearer token"))
+        self.bearer()?.map_or(Ok(()), |token| token.hand_to(client))
     }
 
     fn files(&self) -> Vec<&Path> {
         match &self.login {
             Login::User { password_file, .. } => vec![password_file],
             Login::Files { name_file, password_file } => vec![name_file, password_file],
-            Login::Token { file } => vec![file],
+            Login::Token { file, .. } => vec![file],
         }
     }
+}
+
+impl Token {
+    fn hand_to(&self, client: ffi::Client) -> Result<(), LogError> {
+        ffi::set_token(client, self.text.expose(), &self.principal, self.expires_ms)
+            .map_err(|code| error::from_code(code, "cannot use the bearer token"))
+    }
+}
+
+fn read_token(file: &Path) -> Result<Token, LogError> {
+    let text = read_secret(file)?;
+    let bad = |what: String| LogError::BadConfig(format!("the token in {} {what}", file.display()));
+    // librdkafka would say so as well, and quote the token.
+    if !text.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
+        let what = "has a character that is no printable ASCII, for instance a byte order mark or a blank";
+        return Err(bad(format!("{what}: write the token as it was issued")));
+    }
+    let (principal, expires_ms) =
+        claims(text.expose()).ok_or_else(|| bad("is no JWT with the claims sub and exp".to_owned()))?;
+    if is_over(expires_ms) {
+        // librdkafka would only say that an argument is invalid.
+        let at = rfc3339(expires_ms);
+        return Err(bad(format!("expired at {at}: replace it with one that is still good")));
+    }
+    Ok(Token { text, principal, expires_ms })
 }
 
 /// Whether a time is past.
@@ -152,26 +194,51 @@ fn claims(token: &str) -> Option<(String, i64)> {
     Some((body.get("sub")?.as_str()?.to_owned(), (expires * 1000.0) as i64))
 }
 
-/// What changed on disk since it was last asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Changed {
-    Nothing,
-    /// Passwords can be given to a living client.
-    Login,
-    /// Certificates cannot: the clients have to be made anew.
-    Certificates,
-}
-
 /// Keeps the clients of one owner let in: watches the files of a configuration by their times of change, and hands
 /// out what changed. To be made before the clients, so that nothing changes unnoticed in between.
 #[derive(Debug)]
 pub(super) struct Rotation {
-    sasl: Option<Credentials>,
-    login: Vec<PathBuf>,
-    certificates: Vec<PathBuf>,
-    seen: (Vec<Option<SystemTime>>, Vec<Option<SystemTime>>),
+    config: KafkaConfig,
+    login: Files,
+    certificates: Files,
     looked: Instant,
     is_stale: bool,
+}
+
+/// Files of one kind.
+#[derive(Debug)]
+struct Files {
+    all: Vec<PathBuf>,
+    seen: Vec<Option<SystemTime>>,
+    /// When they last turned out not to be usable, and why.
+    unusable: Option<(Instant, String)>,
+}
+
+impl Files {
+    fn new(all: Vec<PathBuf>) -> Self {
+        Self { seen: times(&all), all, unusable: None }
+    }
+
+    /// Whether they are to be tried: they changed, or some time went by since they could not be used.
+    fn want_a_try(&mut self) -> bool {
+        let now = times(&self.all);
+        let has_changed = std::mem::replace(&mut self.seen, now) != self.seen;
+        has_changed || self.unusable.as_ref().is_some_and(|(at, _)| at.elapsed() >= Rotation::INTERVAL)
+    }
+
+    /// What came of trying them, said once. Whether they are good.
+    fn tried(&mut self, result: Result<(), LogError>, what: &str) -> bool {
+        let Err(error) = result else {
+            self.unusable = None;
+            return true;
+        };
+        let text = error.to_string();
+        if self.unusable.as_ref().is_none_or(|(_, before)| *before != text) {
+            warn!("the {what} changed and cannot be used, what was there before stays in use: {text}");
+        }
+        self.unusable = Some((Instant::now(), text));
+        false
+    }
 }
 
 impl Rotation {
@@ -184,10 +251,8 @@ impl Rotation {
             let identity = tls.identity.iter().flat_map(|(certificate, key)| [certificate, key]);
             tls.ca_file.iter().chain(identity).chain(&tls.key_password_file).cloned().collect::<Vec<_>>()
         });
-        let certificates: Vec<_> = certificates.collect();
-        let seen = (times(&login), times(&certificates));
-        let sasl = config.sasl.clone();
-        Self { sasl, login, certificates, seen, looked: Instant::now(), is_stale: false }
+        let (login, certificates) = (Files::new(login), Files::new(certificates.collect()));
+        Self { config: config.clone(), login, certificates, looked: Instant::now(), is_stale: false }
     }
 
     /// As `look`, unless that was done just now.
@@ -198,49 +263,41 @@ impl Rotation {
         self.look(clients)
     }
 
-    /// Gives a changed user and password to the clients, for their next connections. Whether certificates changed
-    /// instead: then the clients, and this, have to be made anew.
+    /// Gives a changed user and password, or token, to the clients, for their next connections. Whether certificates changed
+    /// instead, to others that can be used: then the clients, and this, have to be made anew.
     pub(super) fn look(&mut self, clients: impl IntoIterator<Item = ffi::Client>) -> bool {
         self.looked = Instant::now();
-        match self.changed() {
-            Changed::Nothing => {}
-            Changed::Certificates => {
-                info!("the TLS files changed: clients are made anew");
-                self.is_stale = true;
-            }
-            Changed::Login => self.hand_out(clients),
+        if self.certificates.want_a_try() && self.certificates.tried(try_out(&self.config), "TLS files") {
+            info!("the TLS files changed: clients are made anew");
+            self.is_stale = true;
+        }
+        if let Some(sasl) = self.config.sasl.as_ref().filter(|_| self.login.want_a_try())
+            && self.login.tried(hand_out(sasl, clients), "credentials")
+        {
+            info!("the credentials changed: they are used from the next connection on");
         }
         self.is_stale
     }
+}
 
-    fn hand_out(&mut self, clients: impl IntoIterator<Item = ffi::Client>) {
-        let (user, password) = match self.sasl.as_ref().map(Credentials::login) {
-            Some(Ok(Some(login))) => login,
-            // A token: clients ask for theirs.
-            Some(Ok(None)) | None => return,
-            Some(Err(error)) => {
-                info!(%error, "the credentials changed and cannot be read: tried again");
-                self.seen.0.clear();
-                return;
-            }
-        };
-        info!("the credentials changed: they are used from the next connection on");
-        for client in clients {
-            if let Err(error) = ffi::set_login(client, user.expose(), password.expose()) {
-                info!(%error, "could not hand over the new credentials");
-            }
+/// Whether clients can be made with the certificates of now: certificate and key may be written one after the other.
+fn try_out(config: &KafkaConfig) -> Result<(), LogError> {
+    let client: Result<BaseProducer<Context>, _> = config.client()?.create_with_context(Context::new(config));
+    client.map(drop).map_err(|error| error::from_kafka(&error, "no client can be made with them"))
+}
+
+fn hand_out(sasl: &Credentials, clients: impl IntoIterator<Item = ffi::Client>) -> Result<(), LogError> {
+    match &sasl.login {
+        Login::Token { file, last } => {
+            let token = last.lock().insert(read_token(file)?).clone();
+            clients.into_iter().try_for_each(|client| token.hand_to(client))
         }
-    }
-
-    fn changed(&mut self) -> Changed {
-        let now = (times(&self.login), times(&self.certificates));
-        let before = std::mem::replace(&mut self.seen, now);
-        if before.1 != self.seen.1 {
-            Changed::Certificates
-        } else if before.0 != self.seen.0 {
-            Changed::Login
-        } else {
-            Changed::Nothing
+        Login::User { .. } | Login::Files { .. } => {
+            let Some((user, password)) = sasl.login()? else { return Ok(()) };
+            clients.into_iter().try_for_each(|client| {
+                ffi::set_login(client, user.expose(), password.expose())
+                    .map_err(|code| error::from_code(code, "cannot hand over the new credentials"))
+            })
         }
     }
 }
@@ -260,15 +317,110 @@ mod tests {
         assert_eq!(claims("e30.x.y"), None);
     }
 
+    fn token(expires: u64) -> String {
+        let body = URL_SAFE_NO_PAD.encode(format!(r#"{{"sub":"admin","exp":{expires}}}"#));
+        format!("e30.{body}.signature")
+    }
+
+    /// Files are rewritten in the midst of things.
+    #[test]
+    fn the_last_good_token_is_used_while_its_file_has_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let credentials = Credentials::token(file.clone());
+        assert!(credentials.bearer().is_err());
+        std::fs::write(&file, token(100_000_000_000)).unwrap();
+        let good = credentials.bearer().unwrap().unwrap();
+        for bad in ["", "half.a", &token(1_700_000_000)] {
+            std::fs::write(&file, bad).unwrap();
+            assert_eq!(credentials.clone().bearer().unwrap().unwrap().text, good.text);
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(credentials.bearer().unwrap().unwrap().text, good.text);
+    }
+
+    /// librdkafka refuses it, too, and quotes it.
+    #[test]
+    fn a_token_with_characters_that_no_token_has_is_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let good = token(100_000_000_000);
+        for bad in
+            [format!("\u{feff}{good}"), format!("{good} "), format!("{good}\u{a0}"), format!("{good}\n\n")]
+        {
+            std::fs::write(&file, &bad).unwrap();
+            let said = Credentials::token(file.clone()).bearer().map(drop).unwrap_err().to_string();
+            assert!(said.contains(file.to_str().unwrap()) && said.contains("printable ASCII"), "{said}");
+            assert!(!said.contains(&good), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_secret_that_would_not_arrive_as_it_is_written_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("password");
+        for (bad, says) in [
+            ("", "is empty"),
+            ("\n", "is empty"),
+            ("hun\0ter2", "byte 0"),
+            (" hunter2", "begins with a blank"),
+        ] {
+            std::fs::write(&file, bad).unwrap();
+            let said = read_secret(&file).unwrap_err().to_string();
+            assert!(said.contains(says) && said.contains(file.to_str().unwrap()), "{said}");
+            assert!(!said.contains("ter2"), "{said}");
+        }
+    }
+
+    /// The certificate of some authority.
+    const AUTHORITY: &str = "-----BEGIN CERTIFICATE-----\n\
+MIIBcDCCARegAwIBAgIULxtahls5V/nVFcUL649gSfr+su8wCgYIKoZIzj0EAwIw\n\
+DTELMAkGA1UEAwwCY2EwIBcNMjYxMTIzMTIwNjE4WhgPMjEyNjEwMzAxMjA2MTha\n\
+MA0xCzAJBgNVBAMMAmNhMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAETAdOu+hY\n\
+/FMQ4fkejMLOSO92GVavqlLFZnpWLiw5j1mOPP3L4OQ+KoyMnItEy4UE1eZJ4K50\n\
+UWqOgCN7i0p3AaNTMFEwHQYDVR0OBBYEFAU8aJdXRrQgYTqad6Qu3pDPP8AvMB8G\n\
+A1UdIwQYMBaAFAU8aJdXRrQgYTqad6Qu3pDPP8AvMA8GA1UdEwEB/wQFMAMBAf8w\n\
+CgYIKoZIzj0EAwIDRwAwRAIgJMEfUcQbYzuGuQOLtdrlVcssfb5drvw87en1BCOs\n\
+lfMCIBvX1WcTah3fa2VME0dng2ek3qCv9QKBZNPYZmNzGp6n\n\
+-----END CERTIFICATE-----\n";
+
+    /// They are written one after the other, and a client that was given up for such a moment would be missed.
+    #[test]
+    fn certificates_count_once_they_can_be_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ca.pem");
+        let good = AUTHORITY;
+        std::fs::write(&file, good).unwrap();
+        let mut config = KafkaConfig::plain(["127.0.0.1:1"]);
+        let tls = super::super::config::Tls { ca_file: Some(file.clone()), ..Default::default() };
+        config.tls = Some(tls);
+        let mut rotation = Rotation::new(&config);
+        let mut look = |text: Option<&str>, at| {
+            match text {
+                Some(text) => std::fs::write(&file, text).unwrap(),
+                None => std::fs::remove_file(&file).unwrap(),
+            }
+            // Two writes may have one time.
+            if text.is_some() {
+                let time = SystemTime::UNIX_EPOCH + Duration::from_secs(at);
+                std::fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
+            }
+            rotation.look([])
+        };
+        assert!(!look(Some(&good[..good.len() / 2]), 1));
+        assert!(!look(Some(""), 2));
+        assert!(!look(None, 3));
+        assert!(look(Some(good), 4));
+    }
+
     #[test]
     fn a_token_that_has_expired_is_named_with_its_time_and_not_shown() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("token");
         let credentials = Credentials::token(file.clone());
         let write = |expires: u64| {
-            let body = URL_SAFE_NO_PAD.encode(format!(r#"{{"sub":"admin","exp":{expires}}}"#));
-            std::fs::write(&file, format!("e30.{body}.signature")).unwrap();
-            body
+            std::fs::write(&file, token(expires)).unwrap();
+            token(expires)
         };
         let body = write(1_700_000_000);
         let error = credentials.bearer().map(drop).unwrap_err();

@@ -169,11 +169,10 @@ pub(super) fn were_offsets_sent_twice(elapsed: Duration) -> bool {
 }
 
 /// Settings that a user may pass on: none of them bears on correctness, none is a secret.
-const ALLOWED: [&str; 29] = [
+const ALLOWED: [&str; 28] = [
     "batch.num.messages",
     "batch.size",
     "broker.address.family",
-    "check.crcs",
     "client.dns.lookup",
     "client.rack",
     "compression.codec",
@@ -252,6 +251,13 @@ impl KafkaConfig {
         Ok(client)
     }
 
+    /// The client for administration. What librdkafka knows of consumers and producers only it leaves out by itself.
+    pub(super) fn administrator(&self) -> Result<ClientConfig, LogError> {
+        let mut client = self.client()?;
+        self.pass_on(&mut client);
+        Ok(client)
+    }
+
     /// A consumer of any kind: committed records only, offsets in our own hands.
     pub(super) fn consumer(&self) -> Result<ClientConfig, LogError> {
         let mut client = self.client()?;
@@ -284,6 +290,16 @@ impl KafkaConfig {
         client.set("message.timeout.ms", millis(self.timing.transaction));
         self.pass_on(&mut client);
         Ok(client)
+    }
+
+    /// Why the way that clients log in is not safe, if it is not.
+    pub fn exposure(&self) -> Option<String> {
+        let mechanism = self.sasl.as_ref().filter(|_| self.tls.is_none())?.mechanism();
+        let sends = matches!(mechanism, Mechanism::Plain | Mechanism::OauthBearer);
+        sends.then(|| {
+            let mechanism = mechanism.as_str();
+            format!("SASL {mechanism} without TLS: the secret goes over the network as it is; configure tls")
+        })
     }
 
     fn pass_on(&self, client: &mut ClientConfig) {
@@ -353,6 +369,15 @@ mod tests {
                 r#"{"bootstrapServers": ["a:1"], "sasl": {"mechanism": "PLAIN", "username": "u"}}"#,
                 vec!["passwordFile"],
             ),
+            (
+                r#"{"bootstrapServers": ["a:1"], "tls": {"keyPasswordFile": "p"},
+                    "sasl": {"mechanism": "PLAIN", "username": "u", "passwordFile": "p", "tokenFile": "t"}}"#,
+                vec!["keyPasswordFile without keyFile", "sasl PLAIN takes no tokenFile"],
+            ),
+            (
+                r#"{"bootstrapServers": ["a:1"], "sasl": {"mechanism": "OAUTHBEARER", "username": "u", "tokenFile": "t"}}"#,
+                vec!["sasl OAUTHBEARER takes a tokenFile alone"],
+            ),
             (r#"{"bootstrapServers": ["a:1"], "passwd": 1}"#, vec!["unknown field"]),
         ];
         for (text, says) in cases {
@@ -360,6 +385,34 @@ mod tests {
             for part in says {
                 assert!(error.contains(part), "{text}: {error}");
             }
+        }
+    }
+
+    #[test]
+    fn a_secret_that_anybody_could_read_on_its_way_is_said() {
+        let exposure = |tls: &str, mechanism: &str| {
+            let secret = if mechanism == "OAUTHBEARER" {
+                r#""tokenFile":"t""#
+            } else {
+                r#""username":"u","passwordFile":"p""#
+            };
+            let text = format!(
+                r#"{{"bootstrapServers":["a:1"],{tls}"sasl":{{"mechanism":"{mechanism}",{secret}}}}}"#
+            );
+            check(&text).unwrap().exposure()
+        };
+        assert!(exposure("", "PLAIN").unwrap().contains("PLAIN without TLS"));
+        assert!(exposure("", "OAUTHBEARER").is_some());
+        assert_eq!((exposure("", "SCRAM-SHA-256"), exposure(r#""tls":{},"#, "PLAIN")), (None, None));
+    }
+
+    #[test]
+    fn every_client_has_what_was_passed_on() {
+        let extra = [("ssl.endpoint.identification.algorithm".to_owned(), "none".to_owned())];
+        let config = KafkaConfig::plain(["a:1"]).with_extra(extra.clone().into()).unwrap();
+        let clients = [config.administrator(), config.consumer(), config.producer(Batching::Prompt)];
+        for client in clients {
+            assert_eq!(client.unwrap().get(&extra[0].0), Some("none"));
         }
     }
 

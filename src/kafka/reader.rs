@@ -5,6 +5,8 @@ use std::time::Duration;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
 
+use tracing::warn;
+
 use super::auth::Rotation;
 use super::config::KafkaConfig;
 use super::context::Context;
@@ -117,7 +119,8 @@ impl TopicReader {
         Ok(())
     }
 
-    /// Keeps the client let in, before it is used. Errors of connections mend themselves.
+    /// Keeps the client let in, before it is used. Errors of connections mend themselves; that brokers refuse it, somebody who
+    /// waits has to know.
     pub(super) fn serve(&mut self) -> Result<(), LogError> {
         if self.rotation.look_now_and_then([self.consumer.client().native_ptr()]) {
             self.renew()?;
@@ -127,7 +130,16 @@ impl TopicReader {
         for _ in 0..=ffi::events(client) {
             self.consumer.poll(Duration::ZERO);
         }
-        self.consumer.context().rescue(client);
+        let context = self.consumer.context();
+        context.rescue(client);
+        let Some((code, text)) = context.take_error() else { return Ok(()) };
+        let refused = error::from_code(code, &format!("cannot read {}: {text}", self.name));
+        match (&refused, self.patience) {
+            (LogError::Refused(_), Patience::OneLook) => return Err(refused),
+            // One broker's word, perhaps in the midst of a change of passwords: what is known stays good.
+            (LogError::Refused(_), Patience::Follow) => warn!("{refused}: tried again"),
+            _ => {}
+        }
         Ok(())
     }
 

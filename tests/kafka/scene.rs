@@ -58,8 +58,9 @@ pub fn failover() -> Duration {
     let seconds = Duration::from_secs;
     // Kafka's defaults: `broker.session.timeout.ms`, after which a broker counts as dead.
     let broker_session = seconds(9);
-    // `controller.quorum.fetch.timeout.ms` and `controller.quorum.election.timeout.ms`: it may have been the controller.
-    let new_controller = seconds(2) + seconds(1);
+    // `controller.quorum.fetch.timeout.ms`, as `tests/env/kafka` sets it, and `controller.quorum.election.timeout.ms`: it may
+    // have been the controller.
+    let new_controller = seconds(5) + seconds(1);
     // Clients look where leaders are each second here, and come back to a broker after 2 s at the latest.
     let clients = seconds(1) + seconds(2);
     // A request to a broker that hangs is given up; then the lane's transaction and its place in the group may be gone.

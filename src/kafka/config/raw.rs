@@ -89,6 +89,10 @@ impl RawTls {
                 None
             }
         };
+        if identity.is_none() && self.key_password_file.is_some() {
+            problems
+                .push("tls has keyPasswordFile without keyFile: give the key, or leave it out".to_owned());
+        }
         Tls { ca_file: self.ca_file, identity, key_password_file: self.key_password_file }
     }
 }
@@ -100,7 +104,13 @@ impl RawSasl {
                 problems.push("sasl OAUTHBEARER wants tokenFile".to_owned());
                 return None;
             };
+            if self.username.is_some() || self.username_file.is_some() || self.password_file.is_some() {
+                problems.push("sasl OAUTHBEARER takes a tokenFile alone, no user and no password".to_owned());
+            }
             return Some(Credentials::token(token_file));
+        }
+        if self.token_file.is_some() {
+            problems.push(format!("sasl {} takes no tokenFile", self.mechanism.as_str()));
         }
         match (self.username, self.username_file, self.password_file) {
             (Some(user), None, Some(file)) => Some(Credentials::user(self.mechanism, user, file)),
