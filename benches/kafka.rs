@@ -469,6 +469,18 @@ fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     values
 }
 
+/// Who comes after whom in a round: the rounds that count begin with others, evenly spread, and every other one goes backwards,
+/// so that nobody is always early or always after the same one.
+fn turns(contenders: usize, round: usize, warm_up: usize, rounds: usize) -> Vec<usize> {
+    let counted = round.saturating_sub(warm_up);
+    let mut order: Vec<usize> = (0..contenders).collect();
+    order.rotate_left(counted * contenders / rounds % contenders.max(1));
+    if counted % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
 /// Nobody pays for what the one before left: the broker removes what was deleted after a second, and the system writes to the
 /// disk what was not.
 fn settle() {
@@ -577,11 +589,9 @@ impl Bench {
             } else {
                 println!("round {}:", round - warm_up + 1);
             }
-            // Each round begins with another one: who comes first has a broker that rested.
-            let mut costs: Vec<(usize, Cost)> = (0..contenders.len())
-                .map(|at| (at + round) % contenders.len())
-                .map(|at| (at, self.run(round, &contenders[at])))
-                .collect();
+            let order = turns(contenders.len(), round, warm_up, self.options.rounds);
+            let mut costs: Vec<(usize, Cost)> =
+                order.into_iter().map(|at| (at, self.run(round, &contenders[at]))).collect();
             costs.sort_by_key(|(at, _)| *at);
             if round >= warm_up {
                 results.rounds.push(costs.into_iter().map(|(_, cost)| cost).collect());

@@ -13,5 +13,6 @@ pub mod partitioner;
 pub mod range;
 pub mod record;
 pub mod retry;
+pub mod secret;
 pub mod status;
 pub mod units;

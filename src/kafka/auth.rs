@@ -17,6 +17,7 @@ use super::config::{KafkaConfig, Mechanism};
 use super::context::Context;
 use super::{error, ffi};
 use crate::core::record::TimestampMs;
+use crate::core::secret;
 use crate::core::status::rfc3339;
 use crate::ports::LogError;
 
@@ -37,24 +38,14 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Reads a secret from a file; one line end at the end is not part of it.
+/// Reads a secret from a file.
 pub(super) fn read_secret(file: &Path) -> Result<Secret, LogError> {
     let at = file.display();
     let text = std::fs::read_to_string(file)
         .map_err(|error| LogError::BadConfig(format!("cannot read the credential file {at}: {error}")))?;
-    let text = text.strip_suffix('\n').unwrap_or(&text);
-    let text = text.strip_suffix('\r').unwrap_or(text);
-    let problem = if text.is_empty() {
-        "is empty: write the secret into it"
-    } else if text.contains('\0') {
-        "holds a byte 0, which no client can send: write it as plain text"
-    } else if text.starts_with(|first: char| first.is_ascii_whitespace()) {
-        // librdkafka drops it from settings, and keeps it in what a living client is given.
-        "begins with a blank, which the client drops: take it away"
-    } else {
-        return Ok(Secret(text.to_owned()));
-    };
-    Err(LogError::BadConfig(format!("the credential file {at} {problem}")))
+    let secret = secret::in_text(&text)
+        .map_err(|problem| LogError::BadConfig(format!("the credential file {at} {problem}")))?;
+    Ok(Secret(secret.to_owned()))
 }
 
 #[derive(Debug, Clone)]
@@ -176,14 +167,29 @@ fn read_token(file: &Path) -> Result<Token, LogError> {
     Ok(Token { text, principal, expires_ms })
 }
 
-/// Whether a time is past.
+/// Files that are older than this are all written: they may be changed one after the other.
+const SETTLED: Duration = Duration::from_secs(1);
+/// How seldom files that cannot be used are tried in the end. A try costs a few kilobytes for good: librdkafka's bindings keep the
+/// configuration of a client that could not be made.
+const LEAST_OFTEN: Duration = Duration::from_mins(10);
+
 #[expect(
     clippy::disallowed_methods,
-    reason = "the issuer sets a token's end by the wall clock, and librdkafka reads that too"
+    reason = "issuers set the end of a token by the wall clock, as librdkafka reads it, and files are dated by it"
 )]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+/// Whether a time is past.
 fn is_over(at: TimestampMs) -> bool {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = wall_clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i128::from(at) <= now.as_millis().cast_signed()
+}
+
+/// What is dated in the future is no younger than anything else.
+fn is_older_than(time: SystemTime, age: Duration) -> bool {
+    wall_clock().duration_since(time).is_ok_and(|old| old >= age) || time > wall_clock()
 }
 
 /// Subject and expiry in milliseconds of a JWT. Its signature is the broker's business.
@@ -210,33 +216,47 @@ pub(super) struct Rotation {
 struct Files {
     all: Vec<PathBuf>,
     seen: Vec<Option<SystemTime>>,
-    /// When they last turned out not to be usable, and why.
-    unusable: Option<(Instant, String)>,
+    /// They changed, and nobody has tried them since.
+    are_new: bool,
+    unusable: Option<Unusable>,
+}
+
+/// What came of the last try, if it failed.
+#[derive(Debug)]
+struct Unusable {
+    at: Instant,
+    /// After which they are tried again.
+    wait: Duration,
+    why: String,
 }
 
 impl Files {
     fn new(all: Vec<PathBuf>) -> Self {
-        Self { seen: times(&all), all, unusable: None }
+        Self { seen: times(&all), all, are_new: false, unusable: None }
     }
 
-    /// Whether they are to be tried: they changed, or some time went by since they could not be used.
+    /// Whether they are to be tried: they changed, or could not be used when they were last tried. Not while somebody writes them.
     fn want_a_try(&mut self) -> bool {
         let now = times(&self.all);
-        let has_changed = std::mem::replace(&mut self.seen, now) != self.seen;
-        has_changed || self.unusable.as_ref().is_some_and(|(at, _)| at.elapsed() >= Rotation::INTERVAL)
+        if now != self.seen {
+            (self.seen, self.are_new, self.unusable) = (now, true, None);
+        }
+        let is_due = |unusable: &Unusable| unusable.at.elapsed() >= unusable.wait;
+        let are_written = self.seen.iter().flatten().max().is_none_or(|last| is_older_than(*last, SETTLED));
+        are_written && self.unusable.as_ref().map_or(self.are_new, is_due)
     }
 
-    /// What came of trying them, said once. Whether they are good.
+    /// What came of trying them. Whether they are good.
     fn tried(&mut self, result: Result<(), LogError>, what: &str) -> bool {
-        let Err(error) = result else {
-            self.unusable = None;
-            return true;
-        };
-        let text = error.to_string();
-        if self.unusable.as_ref().is_none_or(|(_, before)| *before != text) {
-            warn!("the {what} changed and cannot be used, what was there before stays in use: {text}");
+        self.are_new = false;
+        let before = self.unusable.take();
+        let Err(error) = result else { return true };
+        let why = error.to_string();
+        let wait = before.as_ref().map_or(Rotation::INTERVAL, |before| (before.wait * 2).min(LEAST_OFTEN));
+        if before.is_none_or(|before| before.why != why) || wait == LEAST_OFTEN {
+            warn!("the {what} changed and cannot be used, what was there before stays in use: {why}");
         }
-        self.unusable = Some((Instant::now(), text));
+        self.unusable = Some(Unusable { at: Instant::now(), wait, why });
         false
     }
 }
@@ -356,20 +376,16 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_would_not_arrive_as_it_is_written_is_refused() {
+    fn a_bad_secret_is_named_by_its_file_and_not_shown() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("password");
-        for (bad, says) in [
-            ("", "is empty"),
-            ("\n", "is empty"),
-            ("hun\0ter2", "byte 0"),
-            (" hunter2", "begins with a blank"),
-        ] {
-            std::fs::write(&file, bad).unwrap();
-            let said = read_secret(&file).unwrap_err().to_string();
-            assert!(said.contains(says) && said.contains(file.to_str().unwrap()), "{said}");
-            assert!(!said.contains("ter2"), "{said}");
-        }
+        std::fs::write(&file, " hunter2").unwrap();
+        let said = read_secret(&file).unwrap_err().to_string();
+        assert!(said.contains(file.to_str().unwrap()) && said.contains("begins with a blank"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+        std::fs::write(&file, "hunter2\n").unwrap();
+        assert_eq!(read_secret(&file).unwrap().expose(), "hunter2");
+        assert_eq!(format!("{:?}", read_secret(&file).unwrap()), "Secret(…)");
     }
 
     /// The certificate of some authority.
@@ -430,14 +446,5 @@ lfMCIBvX1WcTah3fa2VME0dng2ek3qCv9QKBZNPYZmNzGp6n\n\
         assert!(parts.iter().all(|part| said.contains(part)) && !said.contains(&body), "{said}");
         write(100_000_000_000);
         assert_eq!(credentials.bearer().unwrap().unwrap().principal, "admin");
-    }
-
-    #[test]
-    fn a_secret_ends_before_the_line_end() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("s");
-        std::fs::write(&file, "a b \r\n").unwrap();
-        assert_eq!(read_secret(&file).unwrap().expose(), "a b ");
-        assert_eq!(format!("{:?}", read_secret(&file).unwrap()), "Secret(…)");
     }
 }

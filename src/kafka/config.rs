@@ -297,8 +297,8 @@ impl KafkaConfig {
         let mechanism = self.sasl.as_ref().filter(|_| self.tls.is_none())?.mechanism();
         let sends = matches!(mechanism, Mechanism::Plain | Mechanism::OauthBearer);
         sends.then(|| {
-            let mechanism = mechanism.as_str();
-            format!("SASL {mechanism} without TLS: the secret goes over the network as it is; configure tls")
+            let (mechanism, servers) = (mechanism.as_str(), self.bootstrap_servers.join(","));
+            format!("SASL {mechanism} without TLS: the secret goes to {servers} as it is; configure tls")
         })
     }
 

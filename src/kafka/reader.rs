@@ -134,13 +134,21 @@ impl TopicReader {
         context.rescue(client);
         let Some((code, text)) = context.take_error() else { return Ok(()) };
         let refused = error::from_code(code, &format!("cannot read {}: {text}", self.name));
-        match (&refused, self.patience) {
-            (LogError::Refused(_), Patience::OneLook) => return Err(refused),
-            // One broker's word, perhaps in the midst of a change of passwords: what is known stays good.
-            (LogError::Refused(_), Patience::Follow) => warn!("{refused}: tried again"),
-            _ => {}
+        if !matches!(refused, LogError::Refused(_)) {
+            return Ok(());
         }
-        Ok(())
+        // One broker's word, perhaps of a connection that broke, or in the midst of a change of passwords.
+        if self.patience == Patience::Follow || self.can_read() {
+            warn!("{refused}: tried again");
+            return Ok(());
+        }
+        Err(refused)
+    }
+
+    /// Whether brokers still answer, with the credentials of now.
+    fn can_read(&mut self) -> bool {
+        self.rotation.look([self.consumer.client().native_ptr()]);
+        self.positions.iter().all(|position| self.watermarks(position.partition).is_ok())
     }
 
     fn watermarks(&self, partition: u32) -> Result<(Offset, Offset), LogError> {

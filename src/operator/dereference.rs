@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{Api, Client};
 
+use crate::core::secret;
 use crate::operator::build::pods_secret_names;
 use crate::operator::crd::RuntimePoolSpec;
 use crate::operator::crd::pool::SecretKey;
@@ -76,6 +77,17 @@ impl Secrets {
     fn of(&self, field: &str, at: &SecretKey) -> Result<String, Error> {
         self.text(field, &at.name, &at.key)
     }
+
+    /// What stands there for somebody to log in with, as pods read it from the file.
+    fn login(&self, field: &str, at: &SecretKey) -> Result<String, Error> {
+        let text = self.of(field, at)?;
+        let SecretKey { name, key } = at;
+        let bad = |problem| Error::Missing {
+            field: field.to_owned(),
+            message: format!("key {key} of Secret {name} {problem}"),
+        };
+        secret::in_text(&text).map(str::to_owned).map_err(bad)
+    }
 }
 
 /// How the pool's cluster is reached.
@@ -92,8 +104,8 @@ pub fn connection(spec: &RuntimePoolSpec, secrets: &Secrets) -> Result<Connectio
         Ok::<_, Error>(Tls { authorities, client: client.transpose()? })
     });
     let credentials = kafka.sasl.as_ref().map(|sasl| {
-        let username = secrets.of("spec.kafka.sasl.usernameSecret", &sasl.username_secret)?;
-        let password = secrets.of("spec.kafka.sasl.passwordSecret", &sasl.password_secret)?;
+        let username = secrets.login("spec.kafka.sasl.usernameSecret", &sasl.username_secret)?;
+        let password = secrets.login("spec.kafka.sasl.passwordSecret", &sasl.password_secret)?;
         Ok::<_, Error>(Credentials::new(sasl.mechanism, username, password))
     });
     Ok(Connection {
@@ -127,4 +139,33 @@ pub fn registry(spec: &RuntimePoolSpec, secrets: &Secrets) -> Result<Registry, E
         redirect_hosts: spec.registry.redirect_hosts.clone(),
         public_keys: public_keys.transpose()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::ByteString;
+    use serde_json::json;
+
+    fn connect(username: &str, password: &str) -> Result<Credentials, String> {
+        let at = |key: &str| json!({"name": "kafka", "key": key});
+        let sasl = json!({"mechanism": "SCRAM-SHA-512", "usernameSecret": at("user"), "passwordSecret": at("password")});
+        let spec = json!({"kafka": {"bootstrapServers": ["k:9093"], "sasl": sasl}});
+        let data = [("user", username), ("password", password)];
+        let data = data.map(|(key, text)| (key.to_owned(), ByteString(text.as_bytes().to_vec())));
+        let secret = Secret { data: Some(data.into()), ..Secret::default() };
+        let secrets = Secrets([("kafka".to_owned(), secret)].into());
+        let found = connection(&serde_json::from_value(spec).unwrap(), &secrets);
+        found.map(|found| found.credentials.unwrap()).map_err(|error| error.to_string())
+    }
+
+    /// Pods read them from files, and what is part of them there is part of them here.
+    #[test]
+    fn a_login_is_what_pods_make_of_it() {
+        let found = connect("alice\n", "hunter2\r\n").unwrap();
+        assert_eq!((found.username.as_str(), found.password.0.as_str()), ("alice", "hunter2"));
+        let said = connect("alice", " hunter2").unwrap_err();
+        assert!(said.contains("key password of Secret kafka begins with a blank"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
 }

@@ -1,6 +1,9 @@
 //! Logins: TLS, mutual TLS, every SASL mechanism, from files; what a refusal says, and what it does not.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -293,8 +296,36 @@ fn a_token_that_runs_out_is_followed_by_the_next() {
     lane.run(LONG, |lane| lane.copied >= 200 && lane.at_end.len() == 1).unwrap();
 }
 
-/// Another token is used from the next connection on, however long the one before would last; and whoever is not let in any more
-/// hears of it.
+/// An address that answers the first question as the broker does, and hangs up at the login; how often it did.
+fn hangs_up_at_login(broker: &str) -> (String, Arc<AtomicUsize>) {
+    fn frame(from: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+        let mut length = [0; 4];
+        from.read_exact(&mut length)?;
+        let mut frame = length.to_vec();
+        frame.resize(4 + u32::from_be_bytes(length) as usize, 0);
+        from.read_exact(&mut frame[4..])?;
+        Ok(frame)
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, broker) = (listener.local_addr().unwrap().to_string(), broker.to_owned());
+    let times = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&times);
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut meet = || {
+                let mut broker = TcpStream::connect(&broker)?;
+                broker.write_all(&frame(&mut client)?)?;
+                client.write_all(&frame(&mut broker)?)?;
+                frame(&mut client)
+            };
+            counted.fetch_add(usize::from(meet().is_ok()), Ordering::Relaxed);
+        }
+    });
+    (address, times)
+}
+
+/// Another token is used from the next connection on, however long the one before would last. Whoever is not let in any more hears of
+/// it, and nobody else: one address that does not take the login is no such word.
 #[test]
 fn a_token_that_is_replaced_is_used_and_a_lost_login_is_said() {
     let cluster = Cluster::start("replaced", &["--sasl", "--authorizer"]);
@@ -309,6 +340,18 @@ fn a_token_that_is_replaced_is_used_and_a_lost_login_is_said() {
     let mut config = cluster.config();
     config.sasl = Some(Credentials::user(Mechanism::Plain, "admin".to_owned(), password.clone()));
     let mut reader = KafkaLog::open(config).unwrap().reader(&name, None, ReadFrom::Start).unwrap();
+
+    let (hangs, times) = hangs_up_at_login(&cluster.bootstrap);
+    let mut config = user(&cluster, "admin");
+    config.bootstrap_servers = vec![hangs, cluster.bootstrap.clone()];
+    let both = KafkaLog::open(config).unwrap();
+    for _ in 0..20 {
+        let mut lucky = both.reader(&name, None, ReadFrom::Start).unwrap();
+        for _ in 0..5 {
+            assert!(lucky.fetch(Duration::from_millis(50)).unwrap().is_empty());
+        }
+    }
+    assert!(times.load(Ordering::Relaxed) > 5, "nobody called there: {times:?}");
 
     std::fs::write(&path, token_of("admin", now() + 3_600)).unwrap();
     std::fs::write(password, "hunter2").unwrap();

@@ -33,9 +33,8 @@ impl Brokers {
         }
         if let Some(credentials) = &connection.credentials {
             let mechanism = mechanism(credentials.mechanism)?;
-            // Both by file, as pods have them: what is part of them is decided in one place.
-            let (username, password) = (file(&credentials.username)?, file(&credentials.password.0)?);
-            config.sasl = Some(Credentials::user_file(mechanism, username, password));
+            let password = file(&credentials.password.0)?;
+            config.sasl = Some(Credentials::user(mechanism, credentials.username.clone(), password));
         }
         let config = config.with_extra(connection.config.clone()).map_err(|bad| bad.to_string())?;
         config.check().map_err(|bad| bad.to_string())?;

@@ -81,6 +81,10 @@ impl RawKafkaConfig {
 
 impl RawTls {
     fn validate(self, problems: &mut Vec<String>) -> Tls {
+        if self.key_file.is_none() && self.key_password_file.is_some() {
+            problems
+                .push("tls has keyPasswordFile without keyFile: give the key, or leave it out".to_owned());
+        }
         let identity = match (self.certificate_file, self.key_file) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
