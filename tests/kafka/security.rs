@@ -310,6 +310,7 @@ fn hangs_up_at_login(broker: &str) -> (String, Arc<AtomicUsize>) {
     let (address, broker) = (listener.local_addr().unwrap().to_string(), broker.to_owned());
     let times = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&times);
+    #[expect(clippy::disallowed_methods, reason = "it serves until the process ends")]
     std::thread::spawn(move || {
         for mut client in listener.incoming().flatten() {
             let mut meet = || {
